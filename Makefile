@@ -1,0 +1,50 @@
+# The one entry point. `make run` and `make test` need Python 3.11 or newer with pip, and nothing else.
+#
+#   make run          serve the echo example on 8 shards, with /metrics on 127.0.0.1:9464
+#   make test         all checks and tests (minutes)
+#   make lint         the checks alone: ruff, mypy
+#   make test-load    the full-size load tests (longer)
+#   make clean        remove everything that these made
+#
+# Another interpreter:  make test PYTHON=python3.13 VENV=.venv-3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 8
+BIND ?= 127.0.0.1:9000
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+
+.PHONY: run test lint check test-load clean
+
+run: $(VENV)/.installed
+	$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
+
+test: lint
+	tools/fetch-prometheus.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-load: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
+
+$(VENV)/.created:
+	PYTHON="$(PYTHON)" tools/make-venv.sh $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
