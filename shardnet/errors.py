@@ -1,0 +1,81 @@
+"""Every error class and exit code of shardnet, sorted by who erred.
+
+The bottom layer: this module imports nothing of shardnet. An error's text is one line that says what is wrong,
+where, and how to mend it, because the command line shows it as it is.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = [
+    "AddressInUse",
+    "AppError",
+    "ConnectionFreed",
+    "DeadlineExceeded",
+    "ExitCode",
+    "InternalError",
+    "PeerError",
+    "ShardnetError",
+    "SystemFault",
+    "UsageError",
+    "WatcherClosed",
+    "WriteQueueOverflow",
+]
+
+
+class ExitCode(enum.IntEnum):
+    """What the `shardnet` command's exit status means."""
+
+    OK = 0  # Asked to stop, also when the drain deadline cut connections.
+    FAILED = 1
+    USAGE = 2
+    CONFIG = 3
+    APP = 4  # The app could not be loaded.
+    ADDRESS = 5  # An address is in use, or this server is running already.
+    UNSERVED = 70  # Workers kept failing until nobody had served for a while.
+
+
+class ShardnetError(Exception):
+    """Base of every error that shardnet raises of its own accord."""
+
+
+class UsageError(ShardnetError):
+    """The caller of our API, or the user of our command line, asked for something that cannot be."""
+
+
+class AppError(UsageError):
+    """The user's `module:name` does not import, does not exist, or is no handler."""
+
+
+class PeerError(ShardnetError):
+    """The other end of the network did something that ended an operation."""
+
+
+class SystemFault(ShardnetError):
+    """The kernel refused, or a resource of the machine ran out."""
+
+
+class AddressInUse(SystemFault):
+    """An address to listen on belongs to somebody else."""
+
+
+class InternalError(ShardnetError):
+    """A promise that shardnet makes to itself was broken: a bug of ours."""
+
+
+class ConnectionFreed(UsageError, ConnectionError):
+    """The operation was asked on, or was waiting on, a connection that this side has closed."""
+
+
+class WatcherClosed(UsageError):
+    """The operation was asked of a watcher that is closed."""
+
+
+class DeadlineExceeded(PeerError, TimeoutError):
+    """An operation was not complete when its deadline passed. Its `errno` is None: the kernel's own ETIMEDOUT
+    stays a plain `TimeoutError`."""
+
+
+class WriteQueueOverflow(PeerError, ConnectionError):
+    """The peer read too slowly: more bytes were waiting to be sent than the hard limit allows."""

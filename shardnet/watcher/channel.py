@@ -1,0 +1,306 @@
+"""Channels: connected stream sockets, their posted reads and their queued writes.
+
+A channel remembers what its watcher learned (`readable`) and what its owner asked (a posted read, queued writes). What
+is to be done about it in the next turn stands in the agenda that all channels of one watcher share.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import Final
+
+from shardnet.errors import ConnectionFreed
+from shardnet.watcher import _sys
+from shardnet.watcher.counters import (
+    READ_CANCELLED,
+    READ_EOF,
+    READ_OK,
+    TRAFFIC_ALONE,
+    WRITE_CANCELLED,
+    WRITE_OK,
+    Op,
+    Outcome,
+    completions_cell,
+)
+
+CHUNK_MAX_BYTES: Final = 65536  # One receive: enough for throughput, little enough to be fair.
+RECEIVES_PER_TURN_MAX: Final = 64  # Receives by running code (4 MiB); past that it waits for its turn.
+WRITES_PER_TURN_MAX: Final = 16  # Writes from one queue, before others get the turn.
+
+# A peer that is gone, as opposed to a kernel that is in trouble.
+RESET_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+
+
+class Agenda:
+    """What the channels of one watcher have for its next turn, and the cells they count in."""
+
+    __slots__ = ("cells", "flushable", "ready", "receives_left")
+
+    def __init__(self, cells: memoryview) -> None:
+        self.cells = cells
+        self.ready: deque[Channel] = deque()  # Whose posted read may succeed.
+        self.flushable: deque[Channel] = deque()  # Whose queued writes may go on.
+        self.receives_left = RECEIVES_PER_TURN_MAX
+
+    def count_failure(self, op: Op, error: OSError) -> None:
+        outcome = Outcome.RESET if error.errno in RESET_ERRNOS else Outcome.ERROR
+        self.cells[completions_cell(op, outcome)] += 1
+
+
+class Channel:
+    """One connected stream socket in the hands of a watcher, and the base of what the layer above makes of it.
+
+    The owner posts reads and submits writes; the watcher answers by the `on_` hooks, from inside `Watcher.turn` and
+    never from inside the call that asked. A hook may raise; the exception leaves `turn`.
+    """
+
+    __slots__ = (
+        "_agenda",
+        "_drained_when_short",
+        "_flush_due",
+        "_queue",
+        "_reap_due",
+        "_unix",
+        "_wanted",
+        "fd",
+        "readable",
+        "sent_bytes",
+        "traffic",
+        "unsent_bytes",
+    )
+
+    def __init__(self, agenda: Agenda, fd: int, *, traffic: int = TRAFFIC_ALONE, unix: bool = False) -> None:
+        """Take over `fd`, a connected, non-blocking stream socket: from now on its watcher closes it."""
+        self.fd = fd  # -1 once freed.
+        self.traffic = traffic
+        self.readable = False  # Bytes, the end or an error may wait in the kernel.
+        self.sent_bytes = 0  # Handed to the kernel since the start.
+        self.unsent_bytes = 0  # Submitted, but still here.
+        self._agenda = agenda
+        self._unix = unix
+        self._wanted = 0  # Bytes that the posted read wants; 0 when none is posted.
+        self._drained_when_short = not unix
+        self._queue: deque[bytes | memoryview] | None = None
+        self._reap_due = False  # Stands in the agenda already.
+        self._flush_due = False
+
+    # What the layer above overrides.
+
+    def on_received(self, start: int, size: int) -> None:
+        """The posted read is complete: `size` bytes stand at `start` in the swap buffer until this call returns."""
+
+    def on_end(self) -> None:
+        """The posted read met the end of the stream. Writing still works."""
+
+    def on_failed(self, error: OSError) -> None:
+        """A read or a queued write met an error: the connection is dead. The channel is still to be freed.
+
+        With a write, the queue is gone.
+        """
+
+    def on_sent(self) -> None:
+        """The last byte that was queued is with the kernel now."""
+
+    def on_progress(self) -> None:
+        """Some queued bytes went to the kernel, others still wait."""
+
+    # What the layer above calls.
+
+    @property
+    def reading(self) -> bool:
+        """Whether a read is posted and not yet reaped."""
+        return self._wanted != 0
+
+    def post_read(self, size: int = CHUNK_MAX_BYTES) -> None:
+        """Ask for one read of at most `size` bytes, at least 1; a later call replaces the size.
+
+        Raises `ConnectionFreed` when the channel was freed.
+        """
+        if size < 1:
+            raise ValueError(f"post_read: the size is {size}: it takes at least 1 byte")
+        if self.fd < 0:
+            raise ConnectionFreed("read on a connection that is closed")
+        self._wanted = size
+        if self.readable and not self._reap_due:
+            self._reap_due = True
+            self._agenda.ready.append(self)
+
+    def withdraw_read(self) -> bool:
+        """Take the posted read back: True when that was still possible, and its bytes stay in the kernel.
+
+        A read that was reaped completes all the same: `on_received` comes, and its bytes are the owner's to keep.
+        """
+        if self._wanted == 0:
+            return False
+        self._wanted = 0
+        self._agenda.cells[READ_CANCELLED] += 1
+        return True
+
+    def receive_now(self, size: int) -> bytes | None:
+        """At most `size` bytes (at least 1) at once, b"" at the end of the stream; None when a read has to be posted.
+
+        Not to be called while a posted read has not completed: its bytes are older. Raises `OSError` when the
+        connection is dead.
+        """
+        if size < 1:
+            raise ValueError(f"receive_now: the size is {size}: it takes at least 1 byte")
+        agenda = self._agenda
+        if not self.readable or agenda.receives_left <= 0:
+            return None
+        agenda.receives_left -= 1
+        if size > CHUNK_MAX_BYTES:
+            size = CHUNK_MAX_BYTES
+        try:
+            data = _sys.receive(self.fd, size)
+        except OSError as error:  # It stays readable: an error proves nothing about what waits behind it.
+            agenda.count_failure(Op.READ, error)
+            raise
+        if data is None:
+            self._found_empty()
+            return None
+        received = len(data)
+        if received == 0:
+            agenda.cells[READ_EOF] += 1
+            return data
+        if received < size and self._drained_when_short:
+            self.readable = False
+        agenda.cells[READ_OK] += 1
+        agenda.cells[self.traffic] += received
+        return data
+
+    def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
+        """Send `data`, behind what waits already: True when every byte is with the kernel on return.
+
+        What the kernel refuses is queued (a mutable buffer is copied) and `on_sent` tells when it has gone. Raises
+        `OSError` when the connection is dead, `ConnectionFreed` when it was freed, `TypeError` when `data` is no
+        contiguous buffer, `ValueError` when it is empty.
+        """
+        if self.fd < 0:
+            raise ConnectionFreed("write on a connection that is closed")
+        if not isinstance(data, (bytes, bytearray)):
+            data = memoryview(data).cast("B")  # Its length is to be bytes, not items.
+        size = len(data)
+        if not size:
+            raise ValueError("submit_write: the data is empty")
+        sent = 0
+        if self._queue is None:
+            agenda = self._agenda
+            try:
+                sent = _sys.send(self.fd, data)
+            except OSError as error:
+                agenda.count_failure(Op.WRITE, error)
+                raise
+            self.sent_bytes += sent
+            agenda.cells[self.traffic + 1] += sent
+            if sent == size:
+                agenda.cells[WRITE_OK] += 1
+                return True
+            self._queue = deque()
+        rest = data if isinstance(data, bytes) else bytes(data)
+        self._queue.append(memoryview(rest)[sent:] if sent else rest)
+        self.unsent_bytes += size - sent
+        return False
+
+    # What the watcher calls.
+
+    def note_events(self, *, inward: bool, odd: bool, outward: bool) -> None:
+        """Remember what a poll told, and put on the agenda what can be done about it."""
+        if inward:
+            self.readable = True
+            if odd:
+                self._drained_when_short = False
+            if self._wanted and not self._reap_due:
+                self._reap_due = True
+                self._agenda.ready.append(self)
+        if outward and self._queue is not None:
+            self._ask_flush()
+
+    def reap(self, swap: _sys.SwapBuffer, start: int, room: int) -> int:
+        """Complete the posted read into the swap buffer: bytes received, 0 at the end, -1 when nothing completed."""
+        self._reap_due = False
+        wanted = self._wanted
+        if wanted == 0:
+            return -1  # Withdrawn or freed meanwhile; it stays readable.
+        wanted = min(wanted, CHUNK_MAX_BYTES, room)
+        try:
+            size = swap.receive(self.fd, start, wanted)
+        except OSError:  # It stays readable: see `receive_now`.
+            self._wanted = 0
+            raise
+        if size < 0:
+            self._found_empty()
+            return -1
+        self._wanted = 0
+        if 0 < size < wanted and self._drained_when_short:
+            self.readable = False
+        return size
+
+    def flush(self) -> None:
+        """Send from the queue: until it is empty, the kernel is full, or the turn's share is used up."""
+        self._flush_due = False
+        queue = self._queue
+        if queue is None:
+            return
+        sent_before = self.sent_bytes
+        for _ in range(WRITES_PER_TURN_MAX):
+            try:
+                sent = _sys.send_many(self.fd, queue) if len(queue) > 1 else _sys.send(self.fd, queue[0])
+            except OSError as error:
+                # The stream has a hole from here on: nothing behind it may be sent, not even if the error passes.
+                queue.popleft()
+                self._drop_queue()
+                self._agenda.count_failure(Op.WRITE, error)
+                self.on_failed(error)
+                return
+            if sent == 0:
+                break
+            self._drop_sent(queue, sent)
+            if not queue:
+                self._queue = None
+                self.on_sent()
+                return
+        else:
+            self._ask_flush()
+        if self.sent_bytes != sent_before:
+            self.on_progress()
+
+    def abandon(self) -> int:
+        """Drop all that was asked and give up the descriptor, which is returned for closing."""
+        fd = self.fd
+        self.withdraw_read()
+        self._drop_queue()
+        self.fd = -1
+        self.readable = False
+        return fd
+
+    # Inside.
+
+    def _ask_flush(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._agenda.flushable.append(self)
+
+    def _drop_queue(self) -> None:
+        if self._queue is not None:
+            self._agenda.cells[WRITE_CANCELLED] += len(self._queue)
+            self._queue = None
+            self.unsent_bytes = 0
+
+    def _found_empty(self) -> None:
+        self.readable = False
+        self._drained_when_short = not self._unix
+
+    def _drop_sent(self, queue: deque[bytes | memoryview], sent: int) -> None:
+        agenda = self._agenda
+        self.sent_bytes += sent
+        self.unsent_bytes -= sent
+        agenda.cells[self.traffic + 1] += sent
+        while sent:
+            head = queue[0]
+            if sent < len(head):
+                queue[0] = memoryview(head)[sent:]
+                return
+            sent -= len(head)
+            queue.popleft()
+            agenda.cells[WRITE_OK] += 1

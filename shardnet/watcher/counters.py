@@ -1,0 +1,60 @@
+"""What the watcher counts, and in which cell.
+
+The owner of a watcher may hand it a buffer of native unsigned 64-bit cells (a row of a shared-memory board, say);
+the watcher's own block is the first `CELLS_OWN` of them. Traffic is counted per group of channels: a channel's
+`traffic` is the index of two neighbouring cells, bytes received and bytes sent, wherever the owner keeps them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class Op(enum.IntEnum):
+    """Kinds of operations that complete."""
+
+    READ = 0
+    WRITE = 1
+    ACCEPT = 2
+    TIMER = 3
+
+
+class Outcome(enum.IntEnum):
+    """How an operation completed."""
+
+    OK = 0
+    EOF = 1
+    CANCELLED = 2
+    DEADLINE = 3
+    RESET = 4
+    ERROR = 5
+
+
+def completions_cell(op: Op, outcome: Outcome) -> int:
+    """The cell that counts completions of `op` with `outcome`."""
+    return op * len(Outcome) + outcome
+
+
+# The engine's hot paths want plain integers.
+READ_OK: Final = 0
+READ_EOF: Final = 1
+READ_CANCELLED: Final = 2
+WRITE_OK: Final = 6
+WRITE_CANCELLED: Final = 8
+ACCEPT_OK: Final = 12
+ACCEPT_ERROR: Final = 17
+TIMER_OK: Final = 18
+TIMER_CANCELLED: Final = 20
+
+LOOP_TURNS: Final = 24
+SWAP_IN_USE_BYTES: Final = 25  # Bytes of the last batch.
+SWAP_IN_USE_PEAK_BYTES: Final = 26
+SWAP_CAPACITY_BYTES: Final = 27
+SWAP_EXHAUSTED: Final = 28  # Batches cut short because the buffer was full.
+CELLS_OWN: Final = 29
+
+TRAFFIC_RECEIVED: Final = 0  # Offsets from a channel's `traffic`.
+TRAFFIC_SENT: Final = 1
+TRAFFIC_ALONE: Final = CELLS_OWN  # The group of channels whose owner names none.
+CELLS_ALONE: Final = CELLS_OWN + 2

@@ -1,0 +1,350 @@
+"""The engine: one epoll, completions in batches, reads into a swap buffer.
+
+The theory. epoll tells readiness; callers want completions. The bridge is the posted read: a channel that wants bytes
+says so, and only then does the engine receive for it, so that unread bytes stay in the kernel (which is the
+backpressure) and an idle connection owns no buffer.
+
+A channel is registered once, edge-triggered, for everything. An edge is news, not a state, so the channel remembers
+it (`readable`) until a receive proves the kernel empty. A receive that fills less than was asked proves it as well as
+EAGAIN does and spares the second call, with three exceptions: after end-of-stream was announced (the zero-length read
+is still to come), after urgent data (a receive stops at the urgent mark with bytes behind it), and on unix sockets (a
+receive stops between messages that carry descriptors).
+
+A turn first resolves the events of one poll to objects, running no code that could close a descriptor: so no event
+can reach a successor that inherited the number. Then it reaps, filling the swap buffer from every ready posted read,
+and only then dispatches, in one batch; a full buffer cuts the batch short and the next follows. Each channel gets at
+most one chunk a turn, so that a flooding peer waits its turn like any other.
+
+What is left to do stands in queues that outlive the turn: an exception out of a hook leaves the rest of the batch for
+the next turn.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from shardnet.errors import WatcherClosed
+from shardnet.watcher import _sys
+from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX, Agenda, Channel
+from shardnet.watcher.counters import (
+    CELLS_ALONE,
+    LOOP_TURNS,
+    READ_CANCELLED,
+    READ_EOF,
+    READ_OK,
+    SWAP_CAPACITY_BYTES,
+    SWAP_EXHAUSTED,
+    SWAP_IN_USE_BYTES,
+    SWAP_IN_USE_PEAK_BYTES,
+    TIMER_CANCELLED,
+    TIMER_OK,
+    Op,
+)
+from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, Listener
+from shardnet.watcher.timers import Timer, TimerQueue
+
+ROOM_MIN_BYTES: Final = 4096  # A swap buffer with less room counts as full: no receives in useless fragments.
+
+
+class Guest:
+    """A descriptor that somebody else's event loop watches through our epoll, level-triggered."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: Any) -> None:
+        self.token = token
+
+
+class Watcher:
+    """One epoll, its channels, listeners, guests and timers. Belongs to one thread of one process.
+
+    `cells` is a buffer of native unsigned 64-bit cells to count in (see `counters`); without one it counts privately.
+    """
+
+    def __init__(self, swap_size: int = 65536, cells: memoryview | None = None) -> None:
+        if swap_size < 1:
+            raise ValueError(f"swap_size is {swap_size}: it takes at least 1 byte")
+        self.cells = memoryview(array("Q", [0] * CELLS_ALONE)) if cells is None else cells
+        self.cells[SWAP_CAPACITY_BYTES] = swap_size
+        self.swap = _sys.SwapBuffer(swap_size)
+        self.agenda = Agenda(self.cells)  # What a new channel is to be given.
+        self.guests_ready: list[tuple[Any, int]] = []
+        self._room_min = min(ROOM_MIN_BYTES, swap_size)
+        self._poller = _sys.Poller()
+        self._closed = False
+        self._table: list[Channel | Listener | Guest | None] = []
+        self._position = 0  # Where resolving the events of the last poll stands.
+        self._count = 0
+        self._batch: deque[tuple[Channel, int, int, OSError | None]] = deque()
+        self._acceptable: deque[Listener] = deque()
+        self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._timers = TimerQueue()
+        self._wake_lock = threading.RLock()  # Reentrant: a signal handler may come upon its own thread inside.
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_guest = Guest(None)
+        self._enter(self._wake_fd, self._wake_guest)
+        self._poller.add(self._wake_fd, _sys.EVENT_IN)
+
+    # Membership.
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def add(self, channel: Channel) -> None:
+        """Register a channel: its hooks may be called from the next turn on.
+
+        Raises `OSError` when the kernel refuses; the channel is still to be freed.
+        """
+        self._check_open()
+        self._poller.add(channel.fd, _sys.CHANNEL_EVENTS)
+        self._enter(channel.fd, channel)
+
+    def channels(self) -> list[Channel]:
+        """Every registered channel, in no promised order. O(highest descriptor)."""
+        return [entry for entry in self._table if isinstance(entry, Channel)]
+
+    def free(self, channel: Channel) -> None:
+        """Close the channel's descriptor at once and drop what it had queued. Idempotent; calls no hook."""
+        if channel.fd < 0:
+            return
+        fd = channel.abandon()
+        self._forget(fd, channel)
+        # Out of epoll before the close: a descriptor that another process still holds keeps firing otherwise.
+        self._poller.remove(fd)
+        _sys.close(fd)
+
+    def listen(
+        self,
+        sock: socket.socket,
+        on_accept: Callable[[int, Any], None],
+        on_exhausted: Callable[[OSError], None],
+    ) -> Listener:
+        """Accept on `sock`, a listening, non-blocking socket that stays the caller's, until `unlisten`."""
+        self._check_open()
+        listener = Listener(self._poller, self.cells, self.after, sock, on_accept, on_exhausted)
+        self._enter(listener.fd, listener)
+        return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """Accept no more; to be called before the socket is closed. Idempotent."""
+        if listener.fd >= 0:
+            self._forget(listener.fd, listener)
+            listener.stop()
+
+    def watch(self, fd: int, events: int, token: Any) -> None:
+        """Report `(token, events)` in `guests_ready` whenever `fd` is ready."""
+        self._check_open()
+        self._poller.add(fd, events)
+        self._enter(fd, Guest(token))
+
+    def rewatch(self, fd: int, events: int, token: Any) -> None:
+        """Change what a watched descriptor is watched for."""
+        self._check_open()
+        if self._guest(fd) is None:
+            raise FileNotFoundError(errno.ENOENT, "rewatch of a descriptor that is not watched")
+        self._poller.modify(fd, events)
+        self._enter(fd, Guest(token))
+
+    def unwatch(self, fd: int) -> None:
+        """Report `fd` no more, but for what stands in `guests_ready` already.
+
+        Also right for a descriptor that was closed meanwhile, and whose number belongs to a channel by now.
+        """
+        guest = self._guest(fd)
+        if guest is not None and not self._closed:
+            self._forget(fd, guest)
+            self._poller.remove(fd)
+
+    def close(self) -> None:
+        """Free every channel, stop every listener, cancel every timer. Idempotent; in a hook, it ends the turn."""
+        if self._closed:
+            return
+        for entry in self._table:
+            if isinstance(entry, Channel):
+                self.free(entry)
+            elif isinstance(entry, Listener):
+                self.unlisten(entry)
+        self.cells[TIMER_CANCELLED] += self._timers.clear()
+        with self._wake_lock:
+            self._closed = True
+            self._poller.close()
+            os.close(self._wake_fd)
+
+    # Later.
+
+    def after(self, delay_s: float, callback: Callable[[], object]) -> Timer:
+        """Call `callback()` from a turn, `delay_s` seconds from now on the monotonic clock; negative: now."""
+        self._check_open()
+        return self._timers.add(time.monotonic() + (delay_s if delay_s > 0.0 else 0.0), callback)
+
+    def cancel(self, timer: Timer) -> None:
+        """Make a timer never fire. Idempotent, also after it fired."""
+        if timer.cancel():
+            self.cells[TIMER_CANCELLED] += 1
+
+    def defer(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call `callback(*args)` at the top of the next turn: how running code completes somebody else's operation."""
+        self._deferred.append((callback, args))
+
+    def wake(self) -> None:
+        """Make a waiting `turn` return; nothing once closed. Safe from any thread and from signal handlers."""
+        with self._wake_lock:  # A number that is closed may be somebody else's the moment after.
+            if not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
+
+    # The turn.
+
+    def turn(self, timeout_s: float | None = None) -> None:
+        """Wait until something happens, at most `timeout_s` seconds (None: for ever), and complete what is ready."""
+        if self._closed:
+            raise WatcherClosed("turn of a watcher that is closed")
+        self.cells[LOOP_TURNS] += 1
+        self.agenda.receives_left = RECEIVES_PER_TURN_MAX
+        if self._batch or self._deferred:
+            timeout_s = 0.0  # What runs now may have made work for a loop around us: do not sleep on it.
+            self._dispatch()  # Only what an exception left over.
+            self._run_deferred()
+            if self._closed:
+                return
+        if self._position >= self._count:
+            self._position = self._count = 0
+            self._count = self._poller.poll(self._wait_s(timeout_s))
+        self._resolve()
+        if len(self._timers):
+            self._run_timers()
+        if self._acceptable:
+            self._accept()
+        if self.agenda.flushable:
+            self._flush()
+        if self.agenda.ready:
+            self._complete_reads()
+
+    def _wait_s(self, timeout_s: float | None) -> float | None:
+        if self.agenda.ready or self._deferred or self.agenda.flushable or self._acceptable:
+            return 0.0
+        due_s = self._timers.next_due_s()
+        if due_s is None:
+            return timeout_s
+        left_s = max(0.0, due_s - time.monotonic())
+        return left_s if timeout_s is None else min(timeout_s, left_s)
+
+    def _resolve(self) -> None:
+        """Turn the events of the last poll into work. Runs nothing that could close a descriptor."""
+        poller = self._poller
+        table = self._table
+        while self._position < self._count:
+            fd, events = poller.event(self._position)
+            self._position += 1
+            entry = table[fd]
+            if isinstance(entry, Channel):
+                if events != _sys.EVENT_OUT or entry.unsent_bytes:
+                    entry.note_events(
+                        inward=events & ~_sys.EVENT_OUT != 0,
+                        odd=events & _sys.EVENT_ODD != 0,
+                        outward=events & (_sys.EVENT_OUT | _sys.EVENT_FAILED) != 0,
+                    )
+            elif isinstance(entry, Listener):
+                self._acceptable.append(entry)
+            elif entry is self._wake_guest:
+                os.eventfd_read(self._wake_fd)
+            elif entry is not None:
+                self.guests_ready.append((entry.token, events))
+
+    def _run_deferred(self) -> None:
+        for _ in range(len(self._deferred)):
+            callback, args = self._deferred.popleft()
+            callback(*args)
+
+    def _run_timers(self) -> None:
+        now_s = time.monotonic()
+        while (callback := self._timers.take_due(now_s)) is not None:
+            self.cells[TIMER_OK] += 1
+            callback()
+
+    def _accept(self) -> None:
+        for _ in range(len(self._acceptable)):
+            self._acceptable.popleft().accept_queued(ACCEPTS_PER_TURN_MAX)
+
+    def _flush(self) -> None:
+        flushable = self.agenda.flushable
+        for _ in range(len(flushable)):
+            flushable.popleft().flush()
+
+    def _complete_reads(self) -> None:
+        """Reap and dispatch the channels that are ready now, once each; whoever gets ready meanwhile is next."""
+        left = len(self.agenda.ready)
+        while left > 0:
+            left = self._reap(left)
+            self._dispatch()
+
+    def _reap(self, left: int) -> int:
+        """Receive for at most `left` ready channels, until the swap buffer is full; how many are left."""
+        swap = self.swap
+        ready = self.agenda.ready
+        cells = self.cells
+        used = 0
+        while left > 0:
+            room = swap.size - used
+            if room < self._room_min:
+                cells[SWAP_EXHAUSTED] += 1
+                break
+            channel = ready.popleft()
+            left -= 1
+            try:
+                size = channel.reap(swap, used, room)
+            except OSError as error:
+                self._batch.append((channel, 0, 0, error))
+                continue
+            if size >= 0:
+                self._batch.append((channel, used, size, None))
+                used += size
+        cells[SWAP_IN_USE_BYTES] = used
+        if used > cells[SWAP_IN_USE_PEAK_BYTES]:
+            cells[SWAP_IN_USE_PEAK_BYTES] = used
+        return left
+
+    def _dispatch(self) -> None:
+        batch = self._batch
+        cells = self.cells
+        while batch:
+            channel, start, size, error = batch.popleft()
+            if channel.fd < 0:
+                cells[READ_CANCELLED] += 1  # Freed by an earlier completion of this batch.
+            elif size:
+                cells[READ_OK] += 1
+                cells[channel.traffic] += size
+                channel.on_received(start, size)
+            elif error is None:
+                cells[READ_EOF] += 1
+                channel.on_end()
+            else:
+                self.agenda.count_failure(Op.READ, error)
+                channel.on_failed(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WatcherClosed("asked of a watcher that is closed")
+
+    def _enter(self, fd: int, entry: Channel | Listener | Guest) -> None:
+        table = self._table
+        if fd >= len(table):
+            table.extend([None] * (fd + 64 - len(table)))
+        table[fd] = entry
+
+    def _forget(self, fd: int, entry: Channel | Listener | Guest) -> None:
+        """Empty the place of `entry`, if it has one and nobody else has moved in."""
+        if fd < len(self._table) and self._table[fd] is entry:
+            self._table[fd] = None
+
+    def _guest(self, fd: int) -> Guest | None:
+        entry = self._table[fd] if 0 <= fd < len(self._table) else None
+        return entry if isinstance(entry, Guest) else None

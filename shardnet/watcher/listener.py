@@ -1,0 +1,108 @@
+"""Listeners: listening sockets that a watcher accepts on, borrowed from their owner.
+
+Level-triggered, so that connections which a bounded burst left in the backlog announce themselves again.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from shardnet.watcher import _sys
+from shardnet.watcher.counters import ACCEPT_ERROR, ACCEPT_OK
+
+ACCEPTS_PER_TURN_MAX: Final = 16  # New connections from one listener, before others get the turn.
+EXHAUSTED_PAUSE_S: Final = 0.1
+
+# The connection died between the handshake and the accept: the next in the queue may be well. accept(2) passes on what
+# the network said of it.
+RETRY_ERRNOS: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EPERM,
+        errno.EPROTO,
+    }
+)
+
+
+class Listener:
+    """One listening socket, never closed or shut down here.
+
+    `on_accept(fd, address)` owns the new descriptor. `on_exhausted(error)` is called when the process or the machine is
+    out of something (descriptors, memory) and accepting pauses for a moment.
+    """
+
+    __slots__ = ("_after", "_cells", "_fd", "_pauses", "_poller", "_sock", "on_accept", "on_exhausted")
+
+    def __init__(
+        self,
+        poller: _sys.Poller,
+        cells: memoryview,
+        after: Callable[[float, Callable[[], object]], object],
+        sock: socket.socket,
+        on_accept: Callable[[int, Any], None],
+        on_exhausted: Callable[[OSError], None],
+    ) -> None:
+        self._poller = poller
+        self._cells = cells
+        self._after = after
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._pauses = 0
+        self.on_accept = on_accept
+        self.on_exhausted = on_exhausted
+        poller.add(self._fd, _sys.EVENT_IN)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; -1 once stopped."""
+        return self._fd
+
+    def pause(self) -> None:
+        """Leave new connections in the backlog until a matching `resume`."""
+        self._pauses += 1
+        if self._pauses == 1 and self._fd >= 0:
+            self._poller.remove(self._fd)
+
+    def resume(self) -> None:
+        self._pauses -= 1
+        if self._pauses == 0 and self._fd >= 0:
+            self._poller.add(self._fd, _sys.EVENT_IN)
+
+    def stop(self) -> None:
+        """Accept no more, for good."""
+        if self._fd >= 0 and self._pauses == 0:
+            self._poller.remove(self._fd)
+        self._fd = -1
+
+    def accept_queued(self, attempts_max: int) -> bool:
+        """Accept what is queued, in at most `attempts_max` attempts: True when the queue was seen empty."""
+        for _ in range(attempts_max):
+            if self._fd < 0 or self._pauses:
+                return False
+            try:
+                accepted = _sys.accept(self._sock)
+            except OSError as error:
+                self._cells[ACCEPT_ERROR] += 1
+                if error.errno in RETRY_ERRNOS:
+                    continue
+                # EMFILE and friends mean "the machine is full", not "we are broken": the connection stays in the
+                # backlog, so that polling at once would spin. Pause, let closes free descriptors.
+                self.pause()
+                self._after(EXHAUSTED_PAUSE_S, self.resume)
+                self.on_exhausted(error)
+                return False
+            if accepted is None:
+                return True
+            self._cells[ACCEPT_OK] += 1
+            self.on_accept(*accepted)
+        return False
