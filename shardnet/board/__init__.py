@@ -1,0 +1,24 @@
+"""The board: one piece of shared memory in which every process of a server counts.
+
+`board` is the memory and who has which row, `row` what one process counts in, `schema` what a row says about itself,
+`snapshot` what a reader gets.
+"""
+
+from shardnet.board.board import Board
+from shardnet.board.row import Row
+from shardnet.board.schema import CellType, Kind, Metric, Number
+from shardnet.board.snapshot import Family, Labels, Occupant, Role, Snapshot
+
+__all__ = [
+    "Board",
+    "CellType",
+    "Family",
+    "Kind",
+    "Labels",
+    "Metric",
+    "Number",
+    "Occupant",
+    "Role",
+    "Row",
+    "Snapshot",
+]
