@@ -1,0 +1,69 @@
+"""Connections whose chunks go to a plain callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any
+
+from shardnet.connection.connection import Connection
+from shardnet.connection.stream import CloseReason, Stage
+
+
+class CallbackConnection(Connection):
+    """A connection whose chunks go to `on_data(conn, data)`, one after the other, without a task.
+
+    While much is unsent it is not read, so that a peer that asks but does not listen waits.
+    """
+
+    __slots__ = ("_context", "_on_data")
+
+    def start(self, handler: Callable[..., Any]) -> None:
+        self._on_data = handler
+        self._context: Context = copy_context()  # What one connection sets, another does not see.
+        self.post_read()
+
+    def end_if_idle(self) -> None:
+        if self._stage is Stage.OPEN and self._nothing_pending():
+            self._close(CloseReason.DRAIN)
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._leftover is not None:
+            self._host.watcher.defer(self._deliver_leftover)
+        else:
+            self._read_on()
+
+    def on_received(self, start: int, size: int) -> None:
+        if self._stage is not Stage.OPEN:
+            self._discard(size)
+        elif self._paused:  # By an earlier completion of the same batch.
+            self._put_behind(self._host.watcher.swap.take(start, size))
+        else:
+            self._deliver(self._host.watcher.swap.take(start, size))
+
+    def on_end(self) -> None:
+        super().on_end()
+        self._close(CloseReason.EOF)
+
+    def on_progress(self) -> None:
+        super().on_progress()
+        if self.unsent_bytes <= self._host.limits.write_low_bytes:
+            self._read_on()
+
+    def _deliver_leftover(self) -> None:
+        if self._leftover is not None and not self._paused and self._stage is Stage.OPEN:
+            self._deliver(self._consume(len(self._leftover)))
+
+    def _deliver(self, data: bytes) -> None:
+        try:
+            self._context.run(self._on_data, self, data)
+        except BaseException as error:  # Also SystemExit: a handler ends its connection, never the worker.
+            self.end_after(error)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self.unsent_bytes > self._host.limits.write_high_bytes:
+            return  # `on_progress` comes back to it.
+        if self._stage is Stage.OPEN and not self._paused and not self._ended and not self.reading:
+            self.post_read()

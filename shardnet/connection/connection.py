@@ -1,0 +1,315 @@
+"""Connections: the face of a channel that handlers see.
+
+Lives here: reading and framing, and what the end of a handler means. Must not live here: sending and ending (see
+`stream`), accepting and counting (see `server`).
+
+A receive buffer exists only while a framing call has bytes left over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from shardnet.connection.resume import Fill, Read, State, Waiter
+from shardnet.connection.stream import CloseReason, Host, Stage, Stream
+from shardnet.errors import ConnectionFreed, UsageError
+from shardnet.watcher import CHUNK_MAX_BYTES, local_address, unread_bytes
+
+LINE_MAX_BYTES: Final = 65536  # The default `limit` of `read_until`, as in asyncio.
+
+
+class Shard:
+    """The place where a connection is served: one of `count`, with a number from 0 on.
+
+    `generation` counts the sets of workers started together; `draining` turns true when this worker is to end.
+    """
+
+    __slots__ = ("_list_connections", "count", "draining", "generation", "id")
+
+    def __init__(self, id_: int, count: int, generation: int, connections: Callable[[], list[Connection]]) -> None:
+        self.id = id_
+        self.count = count
+        self.generation = generation
+        self.draining = False
+        self._list_connections = connections
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The live connections of this shard now, in no promised order. Made anew at each call."""
+        return self._list_connections()
+
+
+class Connection(Stream):
+    """One accepted connection.
+
+    `id` is unique within the worker; `peer` is the peer's address as `socket.accept` gave it; `state` is the handler's
+    to use. All methods belong to the thread of the worker's loop.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_leftover",
+        "_paused",
+        "_read_size",
+        "_waiter",
+        "id",
+        "peer",
+        "state",
+        "task",
+    )
+
+    def __init__(self, host: Host, fd: int, id_: int, peer: Any, traffic: int) -> None:
+        super().__init__(host, fd, traffic)
+        self.id = id_
+        self.peer = peer
+        self.state: Any = None
+        self.task: asyncio.Task[Any] | None = None
+        self._paused = False
+        self._read_size = 0  # What the parked reader wants.
+        self._waiter: Waiter | None = None
+        self._leftover: bytes | bytearray | None = None  # Received and not yet read.
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} of {self.peer} {self._stage.name.lower()}>"
+
+    @property
+    def shard(self) -> Shard:
+        """The shard that serves this connection."""
+        shard: Shard = self._host.shard
+        return shard
+
+    @property
+    def local(self) -> Any:
+        """The address of this end. Raises `ConnectionFreed` when the connection is closed."""
+        if self.fd < 0:
+            raise ConnectionFreed("the local address of a connection that is closed")
+        return local_address(self.fd)
+
+    # Reading.
+
+    def read(self, n: int = -1) -> Awaitable[bytes]:
+        """At least one byte and at most `n`; -1: one chunk of at most 64 KiB. b"" at the end of the stream.
+
+        Await it before asking again: two reads at once on one connection raise `RuntimeError`. Raises
+        `ConnectionResetError` or another `OSError` when the connection is dead.
+        """
+        if n < -1:
+            raise ValueError(f"read({n}): the size is -1 or the most bytes wanted")
+        return Read(self, CHUNK_MAX_BYTES if n == -1 else n)
+
+    async def read_exactly(self, n: int) -> bytes:
+        """Exactly `n` bytes. Raises `asyncio.IncompleteReadError` with what there was when the stream ends before.
+
+        Cancelled half-way, it loses nothing: the bytes are there for the next read.
+        """
+        if n < 0:
+            raise ValueError(f"read_exactly({n}): the size cannot be negative")
+        self._check_sole_reader()
+        while (have := self._buffered) < n:
+            if not await Fill(self, have, n - have):
+                raise asyncio.IncompleteReadError(self._consume(have), n)
+        return self._consume(n)
+
+    async def read_until(self, separator: bytes = b"\n", limit: int = LINE_MAX_BYTES) -> bytes:
+        """Bytes up to and including `separator`, at most `limit` of them.
+
+        Raises `asyncio.IncompleteReadError` with what there was when the stream ends before, and
+        `asyncio.LimitOverrunError` when the separator does not come in time: the bytes then stay for the next read.
+        """
+        if not separator:
+            raise ValueError("read_until: the separator is empty")
+        self._check_sole_reader()
+        searched = 0
+        while True:
+            have = self._buffered
+            if self._leftover is not None:
+                found = self._leftover.find(separator, max(0, searched - len(separator) + 1))
+                if 0 <= found <= limit - len(separator):
+                    return self._consume(found + len(separator))
+                if found >= 0 or have >= limit:
+                    raise asyncio.LimitOverrunError(f"no separator in the first {limit} bytes", have)
+            searched = have
+            if not await Fill(self, have, CHUNK_MAX_BYTES):
+                raise asyncio.IncompleteReadError(self._consume(have), None)
+
+    def __aiter__(self) -> Connection:
+        """Chunks, until the end of the stream."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.read()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    def pause(self) -> None:
+        """Receive nothing until `resume`: the peer's bytes wait in the kernel, and in time the peer waits too."""
+        self._paused = True
+        if self._stage is Stage.OPEN:  # Later, a posted read waits for the peer's end.
+            self.withdraw_read()
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._paused = False
+        if self._stage is Stage.OPEN and self._parked:
+            self.post_read(self._read_size)
+
+    # What the server calls.
+
+    def start(self, handler: Callable[..., Any]) -> None:
+        """Begin to serve: `handler(conn)` becomes a task."""
+        self._waiter = Waiter(self._host.loop, self.withdraw_read)
+        self.task = self._host.loop.create_task(handler(self))
+        self._host.handler_started()
+        self.task.add_done_callback(self._on_handler_done)
+
+    def end_after(self, error: BaseException) -> None:
+        """The handler raised `error`, perhaps before it was a task."""
+        self._host.handler_raised(self, error)
+        self._close(CloseReason.ERROR)
+
+    def end_if_idle(self) -> None:
+        """For a drain: give a handler that waits in a read, with nothing unread or unsent, the end of its stream."""
+        if self._stage is Stage.OPEN and self._parked and self._nothing_pending():
+            self._ended = True
+            self._reason = CloseReason.DRAIN
+            self.withdraw_read()
+            self._release_reader()
+
+    def cut(self) -> None:
+        """For the end of a drain: cancel the handler; when it is over, the connection flushes and closes."""
+        self._reason = CloseReason.DRAIN
+        if self.task is None:
+            self._close(CloseReason.DRAIN)
+        else:
+            self.task.cancel()
+
+    # The source of `Read` and `Fill`.
+
+    def take(self, size: int) -> bytes | None:
+        self._check_sole_reader()
+        if size == 0:
+            return b""
+        return self._receive(size) if self._leftover is None else self._consume(size)
+
+    def fill(self, have: int, size: int) -> bool | None:
+        self._check_sole_reader()
+        if self._buffered > have:
+            return True
+        data = self._receive(size)
+        if data:
+            self._put_behind(data)
+        return None if data is None else data != b""
+
+    def park(self, size: int) -> Waiter:
+        waiter = self._waiter
+        assert waiter is not None
+        self._read_size = size
+        if not self._paused:
+            self.post_read(size)
+        return waiter
+
+    def _receive(self, size: int) -> bytes | None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._ended or self._stage is not Stage.OPEN:
+            return b""
+        if self._paused:
+            return None
+        try:
+            data = self.receive_now(size)
+        except OSError as error:
+            self._fail(error)
+            raise
+        if data == b"":
+            Stream.on_end(self)
+        return data
+
+    def _check_sole_reader(self) -> None:
+        if self._waiter is None:
+            raise UsageError("read: the bytes of this connection go to its on_data callback")
+        if self._waiter.state is not State.IDLE:
+            raise RuntimeError("read: another task is reading from this connection")
+
+    @property
+    def _buffered(self) -> int:
+        return 0 if self._leftover is None else len(self._leftover)
+
+    def _put_behind(self, data: bytes) -> None:
+        if self._leftover is None:
+            self._leftover = data
+        else:
+            self._leftover = bytearray(self._leftover) if isinstance(self._leftover, bytes) else self._leftover
+            self._leftover += data
+
+    def _consume(self, size: int) -> bytes:
+        """The first `size` bytes of what is left over, or all of it when it is less."""
+        buffer = self._leftover
+        if buffer is None:
+            return b""
+        if size >= len(buffer):
+            self._leftover = None
+            return bytes(buffer)
+        if isinstance(buffer, bytes):
+            self._leftover = buffer = bytearray(buffer)
+        data = bytes(buffer[:size])
+        del buffer[:size]  # A bytearray gives up its front without moving the rest.
+        return data
+
+    # Hooks of the watcher.
+
+    def on_received(self, start: int, size: int) -> None:
+        if self._stage is not Stage.OPEN:
+            self._discard(size)
+            return
+        self._put_behind(self._host.watcher.swap.take(start, size))
+        self._resume_reader()
+
+    def on_end(self) -> None:
+        super().on_end()
+        self._resume_reader()
+
+    @property
+    def _parked(self) -> bool:
+        return self._waiter is not None and self._waiter.state is State.PARKED
+
+    def _resume_reader(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and waiter.state is State.PARKED:
+            # SystemExit and KeyboardInterrupt of a handler come through here. Its Task has recorded them before letting
+            # them pass, and whoever looks at the Task learns of them; further up they would end the loop and with it
+            # every other connection.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                waiter.wake_inline(self._host.finished)
+
+    def _release_reader(self) -> None:
+        if self._waiter is not None:
+            self._waiter.wake_deferred(self._host.watcher, self._host.finished)
+
+    # Inside.
+
+    def _end(self, reason: CloseReason) -> None:
+        super()._end(reason)
+        if self._waiter is not None:
+            self._waiter.retire()
+
+    def _nothing_pending(self) -> bool:
+        return self._leftover is None and not self.unsent_bytes and not self.readable and unread_bytes(self.fd) == 0
+
+    def _on_handler_done(self, task: asyncio.Task[Any]) -> None:
+        self.task = None
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._is_the_peers(error):
+            self._close(self._reason)
+        else:
+            self.end_after(error)
+        self._host.handler_ended()
+
+    def _is_the_peers(self, error: BaseException) -> bool:
+        """Whether a handler that lets `error` through has done nothing wrong: the peer failed, or was through."""
+        if self._failure is not None:
+            return error is self._failure or isinstance(error, BrokenPipeError)
+        return self._ended and isinstance(error, asyncio.IncompleteReadError) and not error.partial

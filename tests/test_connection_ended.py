@@ -1,0 +1,175 @@
+"""Connections that have ended: what is left of them, and why it is counted that they ended."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from shardnet.connection import Connection
+from shardnet.errors import ConnectionFreed
+from tests.serving import Client, Serving, collect_garbage, until
+
+
+async def wait_for_the_end(conn: Connection) -> None:
+    """A handler that neither reads nor writes."""
+    await conn.wait_closed()
+
+
+async def _close(client: Client, conn: Connection) -> None:
+    conn.close()
+
+
+async def _close_wholly(client: Client, conn: Connection) -> None:
+    conn.close()
+    client.close()
+    await conn.wait_closed()
+
+
+async def _abort(client: Client, conn: Connection) -> None:
+    conn.abort()
+
+
+@pytest.mark.parametrize("end", [_close, _close_wholly, _abort])
+def test_connection_that_we_ended_reads_the_end_and_refuses_to_send(
+    end: Callable[[Client, Connection], Awaitable[None]],
+) -> None:
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        await end(client, conn)
+        assert await conn.read() == b""
+        assert [data async for data in conn] == []
+        assert await conn.read_exactly(0) == b""
+        with pytest.raises(asyncio.IncompleteReadError):
+            await conn.read_exactly(1)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await conn.read_until()
+        for data in (b"x", b""):
+            with pytest.raises(ConnectionFreed):
+                await conn.send(data)
+        with pytest.raises(ConnectionFreed):
+            await conn.drain()
+        conn.write(b"x")
+        conn.pause()
+        conn.resume()
+        conn.close()
+        conn.abort()
+        await conn.wait_closed()
+        assert kit.sent_bytes() == 0
+
+    with Serving(wait_for_the_end) as kit:
+        kit.run(main(kit))
+
+
+# Why it ended.
+
+
+async def _peer_ends(client: Client, conn: Connection) -> None:
+    client.close()
+
+
+async def _peer_resets(client: Client, conn: Connection) -> None:
+    client.reset()
+
+
+async def _handler_raises(client: Client, conn: Connection) -> None:
+    client.put(b"raise")
+    assert await client.receive() == b""
+    client.close()
+
+
+async def _handler_returns(client: Client, conn: Connection) -> None:
+    client.put(b"return")
+    assert await client.receive() == b""
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (_peer_ends, "EOF"),
+        (_peer_resets, "RESET"),
+        (_handler_raises, "ERROR"),
+        (_handler_returns, "LOCAL"),
+        (_abort, "LOCAL"),
+        (_close_wholly, "LOCAL"),
+    ],
+)
+def test_end_is_counted_with_its_reason(end: Callable[[Client, Connection], Awaitable[None]], reason: str) -> None:
+    async def handler(conn: Connection) -> None:
+        async for data in conn:
+            if data == b"raise":
+                raise LookupError
+            if data == b"return":
+                return
+
+    async def main(kit: Serving) -> None:
+        _, other = await kit.open()
+        client, conn = await kit.open()
+        await end(client, conn)
+        await until(lambda: kit.closed())
+        assert kit.closed() == {reason: 1}
+        assert (kit.accepted_total(), kit.active()) == (2, 1)
+        assert kit.server.connections() == [other]
+        assert kit.handler_exceptions == (reason == "ERROR")
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+async def reads_records(conn: Connection) -> None:
+    while True:
+        await conn.read_exactly(4)
+
+
+def test_handler_that_lets_the_end_between_two_records_through_has_not_failed() -> None:
+    """Every client that leaves politely ends `read_exactly` with an `IncompleteReadError`; a traceback for each would
+    bury the real ones."""
+
+    async def main(kit: Serving) -> None:
+        client, _ = await kit.open()
+        client.put(b"abcd")
+        client.end()
+        assert await client.receive_to_end() == b""
+        await until(lambda: kit.server.handlers == 0)
+        assert kit.closed() == {"EOF": 1}
+        assert kit.handler_exceptions == 0
+        assert kit.logged == []
+
+    with Serving(reads_records) as kit:
+        kit.run(main(kit))
+
+
+def test_handler_that_lets_the_end_within_a_record_through_has_failed() -> None:
+    async def main(kit: Serving) -> None:
+        client, _ = await kit.open()
+        client.put(b"abcdef")
+        client.end()
+        assert await client.receive_to_end() == b""
+        await until(lambda: kit.server.handlers == 0)
+        assert kit.closed() == {"ERROR": 1}
+        assert kit.handler_exceptions == 1
+
+    with Serving(reads_records) as kit:
+        kit.run(main(kit))
+
+
+def test_connections_can_be_kept_in_a_weak_set() -> None:
+    kept: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    async def handler(conn: Connection) -> None:
+        kept.add(conn)
+        await conn.read()
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        assert list(kept) == [conn]
+        client.close()
+        await until(lambda: kit.active() == 0)
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+    collect_garbage()
+    assert list(kept) == []
