@@ -1,0 +1,350 @@
+"""The seam between the supervisor and the kernel: children, their exits and messages, signals, the clock.
+
+One epoll waits for everything: a pidfd per child (its end), a control endpoint per child (its messages) and a socket
+that signals wake. A signal handler only enqueues, so that a signal is handled between two turns of the loop, never
+in the middle of one.
+
+Fork hygiene. All signals are blocked from before the fork until the child has given up the supervisor's handlers:
+in between, a signal for the child would be handled as if it were the supervisor's. The child then closes whatever
+is not its own: first through the objects that own the descriptors, so that none of them closes a number later that
+by then stands for something else; then by number, what no object of ours owns. Nothing returns from the child.
+
+Lives here: what is asked of the kernel, and how. Must not live here: why.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, Protocol
+
+from shardnet.control import ControlEndpoint, Message, pair
+from shardnet.errors import ExitCode
+from shardnet.supervisor.events import Ending
+
+__all__ = [
+    "Asked",
+    "ChildExited",
+    "ChildMisspoke",
+    "ChildSaid",
+    "Happening",
+    "LinuxSystem",
+    "OrphanReaped",
+    "System",
+]
+
+STOP_GRACEFULLY: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})  # HUP: the terminal is gone.
+STOP_AT_ONCE: Final = frozenset({signal.SIGQUIT})
+# Ctrl-C and a hang-up reach the whole foreground process group: what a child is to do about it, the supervisor says.
+IGNORED_BY_CHILDREN: Final = frozenset({signal.SIGINT, signal.SIGHUP})
+SIGNALS_QUEUED_MAX: Final = 16  # Of the same kind, all of them: to stop. Two say as much as a hundred.
+CORRUPT_MAX: Final = 3  # Packets that are no messages: after so many, what a child says cannot be relied on.
+WAKES_READ_BYTES: Final = 4096
+OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
+STANDARD_STREAMS: Final = frozenset({0, 1, 2})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody sent the supervisor a signal."""
+
+    signum: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSaid:
+    """A child sent a message."""
+
+    child: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ChildMisspoke:
+    """A child has sent CORRUPT_MAX packets that were no messages. Said once."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExited:
+    """A child is gone, and reaped. All that it had sent has been reported before."""
+
+    child: int
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanReaped:
+    """A process ended whose parent we had become: as PID 1, as a sub-reaper, or by an exec."""
+
+    pid: int
+    ending: Ending
+
+
+Happening = Asked | ChildSaid | ChildMisspoke | ChildExited | OrphanReaped
+
+
+class System(Protocol):
+    """What the supervisor asks of the world. Children go by numbers of the caller's, never used twice."""
+
+    def now_s(self) -> float:
+        """The time of a steady clock."""
+        ...
+
+    def wait(self, until_s: float) -> list[Happening]:
+        """What has happened, at the latest when `until_s` has come: signals first, exits last."""
+        ...
+
+    def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
+        """Start a child; returns its pid, in the parent only.
+
+        The child calls `enter`, which closes what it owns of the parent's and returns the descriptors to keep; then
+        `main` with its control endpoint, and exits with what that returns.
+
+        Raises:
+            OSError: The kernel refused; there is no child.
+        """
+        ...
+
+    def tell(self, child: int, type_: str, **fields: object) -> bool:
+        """Send the child a control message; False if it is gone or does not read."""
+        ...
+
+    def kill(self, child: int, signum: signal.Signals) -> None:
+        """Send the child a signal; nothing happens if it is gone."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; living children see the end of their control channel."""
+        ...
+
+
+@dataclass(slots=True)
+class _Child:
+    number: int
+    pid: int
+    pidfd: int
+    control: ControlEndpoint
+    is_heard: bool = True  # Its control endpoint is registered.
+    misspoke: bool = False
+
+
+class LinuxSystem:
+    """`System` on Linux 5.10 or later. One per process, in its main thread; it owns the process's signal handlers
+    until `close`."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, _Child] = {}
+        self._by_fd: dict[int, _Child] = {}
+        self._signals: collections.deque[int] = collections.deque(maxlen=SIGNALS_QUEUED_MAX)
+        self._children_ended = True  # There may be some from before us, as after an exec.
+        self._epoll = select.epoll()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        for sock in (self._wake_reader, self._wake_writer):
+            sock.setblocking(False)
+        self._epoll.register(self._wake_reader, select.EPOLLIN)
+        self._old_wakeup_fd = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        handlers = dict.fromkeys(STOP_GRACEFULLY | STOP_AT_ONCE, self._on_stop_signal)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del handlers[signal.SIGHUP]  # nohup was asked for.
+        self._old_handlers = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, self._on_child_signal)
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wait(self, until_s: float) -> list[Happening]:
+        ready = self._epoll.poll(max(0.0, until_s - self.now_s()))
+        said: list[Happening] = []
+        exited: list[Happening] = []
+        for fd, _ in ready:
+            child = self._by_fd.get(fd)
+            if fd == self._wake_reader.fileno():
+                self._read_wakes()
+            elif child is not None:  # Else it was reaped a moment ago, for another event of this batch.
+                said += self._hear(child)
+                if fd == child.pidfd:
+                    exited += self._reap(child)
+        if self._children_ended:
+            exited += self._reap_orphans()
+        signals: list[Happening] = []
+        while self._signals:
+            signals.append(Asked(self._signals.popleft()))
+        return signals + said + exited
+
+    def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
+        _flush_streams()  # Or what is buffered would be printed by both.
+        ours, theirs = pair()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(ours, theirs, mask, enter, main)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            theirs.close()
+        self._adopt(child, pid, ours)
+        return pid
+
+    def tell(self, child: int, type_: str, **fields: object) -> bool:
+        return child in self._children and self._children[child].control.send(type_, **fields) is not None
+
+    def kill(self, child: int, signum: signal.Signals) -> None:
+        if child in self._children:
+            with contextlib.suppress(ProcessLookupError):  # It has ended, and its exit is on the way to us.
+                signal.pidfd_send_signal(self._children[child].pidfd, signum)
+
+    def close(self) -> None:
+        for signum, handler in self._old_handlers.items():
+            signal.signal(signum, handler or signal.SIG_DFL)  # None: it was not installed from Python.
+        signal.set_wakeup_fd(self._old_wakeup_fd)
+        self._close_descriptors()
+
+    # Signals.
+
+    def _on_stop_signal(self, signum: int, _frame: object) -> None:
+        self._signals.append(signum)
+
+    def _on_child_signal(self, _signum: int, _frame: object) -> None:
+        self._children_ended = True
+
+    def _read_wakes(self) -> None:
+        """The bytes only wake: how many signals came is known by their handlers, which cannot overflow unseen."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake_reader.recv(WAKES_READ_BYTES)
+
+    # Children.
+
+    def _adopt(self, number: int, pid: int, control: ControlEndpoint) -> None:
+        with contextlib.ExitStack() as undo:
+            # Out of descriptors or watches: a child that cannot be watched is none. Killed, it is gone at once.
+            undo.callback(control.close)
+            undo.callback(os.waitpid, pid, 0)
+            undo.callback(os.kill, pid, signal.SIGKILL)
+            # Until it is reaped its pid is its own, so this is no race, even if it has already ended.
+            pidfd = os.pidfd_open(pid)
+            undo.callback(os.close, pidfd)
+            for fd in (pidfd, control.fileno()):
+                self._epoll.register(fd, select.EPOLLIN)
+            undo.pop_all()
+        child = _Child(number, pid, pidfd, control)
+        self._children[number] = child
+        self._by_fd[pidfd] = self._by_fd[control.fileno()] = child
+
+    def _hear(self, child: _Child) -> list[Happening]:
+        heard: list[Happening] = [ChildSaid(child.number, message) for message in child.control.receive()]
+        if child.control.corrupt >= CORRUPT_MAX and not child.misspoke:
+            child.misspoke = True
+            heard.append(ChildMisspoke(child.number))
+        if child.control.eof:
+            self._stop_hearing(child)  # Its end stays readable for ever; the pidfd tells the rest.
+        return heard
+
+    def _stop_hearing(self, child: _Child) -> None:
+        if child.is_heard:
+            child.is_heard = False
+            self._epoll.unregister(child.control.fileno())
+            del self._by_fd[child.control.fileno()]
+
+    def _reap(self, child: _Child) -> list[Happening]:
+        result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+        if result is None:
+            return []
+        self._stop_hearing(child)
+        self._epoll.unregister(child.pidfd)
+        del self._by_fd[child.pidfd]
+        del self._children[child.number]
+        os.close(child.pidfd)
+        child.control.close()
+        return [ChildExited(child.number, _ending(result))]
+
+    def _reap_orphans(self) -> list[Happening]:
+        """Reap children that we did not fork."""
+        own_pids = {child.pid for child in self._children.values()}
+        orphans: list[Happening] = []
+        self._children_ended = False
+        with contextlib.suppress(ChildProcessError):  # No children at all.
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in own_pids:
+                    self._children_ended = True  # Its pidfd reports it next turn; then we look behind it.
+                    break
+                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+                orphans.append(OrphanReaped(ended.si_pid, _ending(ended)))
+        return orphans
+
+    # In the child.
+
+    def _be_child(
+        self,
+        parents_end: ControlEndpoint,
+        control: ControlEndpoint,
+        mask: set[signal.Signals | int],
+        enter: Callable[[], Collection[int]],
+        main: Callable[[ControlEndpoint], int],
+    ) -> NoReturn:
+        code: int = ExitCode.FAILED
+        try:
+            gc.freeze()  # Garbage of the parent's is not collected here: it might own descriptors, see above.
+            for signum in self._old_handlers:
+                ignored = signum in IGNORED_BY_CHILDREN
+                signal.signal(signum, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            parents_end.close()
+            self._close_descriptors()
+            _close_others(STANDARD_STREAMS | {control.fileno(), *enter()})
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            code = main(control)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            # Whatever happens, not a step back into the parent's stack, its handlers and its atexit functions.
+            try:
+                _flush_streams()
+            finally:
+                os._exit(code if isinstance(code, int) else ExitCode.FAILED)
+
+    def _close_descriptors(self) -> None:
+        for child in self._children.values():
+            os.close(child.pidfd)
+            child.control.close()
+        self._children.clear()
+        self._by_fd.clear()
+        self._epoll.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+
+def _close_others(keep: Collection[int]) -> None:
+    """Close every descriptor of this process but these."""
+    for fd in [int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()]:
+        if fd not in keep:
+            with contextlib.suppress(OSError):  # The one that listed the directory is closed already.
+                os.close(fd)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # Closed, a pipe without a reader, or none at all: what was printed is lost, and nobody is there to tell.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _ending(result: os.waitid_result) -> Ending:
+    if result.si_code == os.CLD_EXITED:
+        return Ending(status=result.si_status)
+    return Ending(signum=result.si_status)  # CLD_KILLED or CLD_DUMPED
