@@ -1,0 +1,1 @@
+"""Apps to start with: `shardnet run examples.echo:handler`."""

@@ -1,0 +1,5 @@
+"""`python -m shardnet`."""
+
+from shardnet.cli import main
+
+main()

@@ -1,0 +1,253 @@
+"""The command line: `shardnet run` and `shardnet check`.
+
+Lives here: reading flags, wiring supervisor, workers and exporter together, and saying in one line what went wrong.
+Must not live here: anything that goes on after the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+from click.core import ParameterSource
+
+from shardnet import __version__
+from shardnet.app import split_name
+from shardnet.board import Board
+from shardnet.check import check_app
+from shardnet.config import AUTO, OFF, Declaration, Settings, declarations
+from shardnet.cpus import usable_cpus
+from shardnet.errors import AddressInUse, AppError, ExitCode, ShardnetError, SystemFault, UsageError
+from shardnet.filelimit import connections_within, raise_file_limit
+from shardnet.holder import name_holder
+from shardnet.listen import AddressHeld, ListenerBank, SocketOptions, open_metrics_listener, parse_address
+from shardnet.log import get_logger, set_up
+from shardnet.seats import ExporterSeat
+from shardnet.supervisor.supervisor import NobodyServed, SupervisorOptions, supervise
+from shardnet.watcher import ENGINE
+from shardnet.worker import WorkerOptions, run_worker
+
+EXAMPLES: Final = """\b
+Examples:
+  shardnet run app:handler
+  shardnet run app:handler --workers 8 --bind 0.0.0.0:9000 --bind '[::]:9000'
+  shardnet run chat.server:on_data --app-dir src --metrics-bind 0.0.0.0:9464
+
+\b
+Signals to the supervisor: TERM and INT stop gracefully, a second one or QUIT at once.
+Exit status: 0 stopped as asked, 2 usage, 4 the app cannot be loaded, 5 address in use, 70 nobody could serve."""
+
+
+class AutoOr(click.IntRange):
+    """A number, or `auto`, which is None."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == AUTO:
+            return None
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            most = f" to {self.max}" if self.max is not None else ""
+            self.fail(f"{value!r} is neither {AUTO} nor a whole number from {self.min}{most}.", param, ctx)
+
+
+def _option(declaration: Declaration) -> Callable[..., Any]:
+    """The flag of a declared setting."""
+    meta = declaration.meta
+    name: dict[str, Any] = {"help": meta.help, "default": declaration.default, "show_default": True}
+    match declaration.type:
+        case "bool":
+            return click.option(declaration.flag, declaration.name, is_flag=True, **(name | {"show_default": False}))
+        case "tuple[str, ...]":
+            name |= {"multiple": True}
+        case "Path":
+            name |= {"type": click.Path(exists=True, file_okay=False, path_type=Path), "show_default": "here"}
+        case "int | None":
+            name |= {"type": AutoOr(_whole(meta.least), _whole(meta.most)), "default": AUTO}
+        case "int":
+            name |= {"type": click.IntRange(_whole(meta.least), _whole(meta.most))}
+        case "float":
+            name |= {"type": click.FloatRange(meta.least, meta.most)}
+    return click.option(declaration.flag, declaration.name, metavar=meta.metavar, **name)
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    for declaration in reversed(list(declarations())):
+        command = _option(declaration)(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.pass_context
+@click.version_option(__version__, prog_name="shardnet", message="%(prog)s %(version)s")
+def cli(ctx: click.Context) -> None:
+    """Serve TCP with one worker process per core, and lose no connection that waits in a queue."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command(epilog=EXAMPLES, short_help="Serve a handler.")
+@click.argument("app", metavar="MODULE:NAME")
+@_with_settings
+@click.pass_context
+def run(ctx: click.Context, /, app: str, **values: Any) -> None:
+    """Serve the handler NAME of MODULE: `async def handler(conn)` or `def on_data(conn, data)`."""
+    settings = Settings(**values)
+    asked_for_metrics = ctx.get_parameter_source("metrics_bind") is not ParameterSource.DEFAULT
+    with _one_line_errors(settings.debug):
+        split_name(app)
+        ctx.exit(_serve(app, settings, metrics_required=asked_for_metrics))
+
+
+@cli.command(short_help="Load an app and say what it is, or what is wrong with it.")
+@click.argument("app", metavar="MODULE:NAME")
+@click.option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    show_default="here",
+    help="Where to look for the app's module first.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+def check(app: str, app_dir: Path, debug: bool) -> None:
+    """Load an app in a child process and say what it is, or what is wrong with it (exit status 4)."""
+    with _one_line_errors(debug):
+        split_name(app)
+        click.echo(f"{app} is a handler: {check_app(app, app_dir)}")
+
+
+def main() -> NoReturn:
+    """The `shardnet` command."""
+    try:
+        status = cli.main(prog_name="shardnet", standalone_mode=False)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "shardnet"
+        click.echo(f"{command}: {error.format_message().rstrip('.')}; see {command} --help", err=True)
+        status = ExitCode.USAGE
+    except click.Abort:  # Ctrl-C before the server had set up its own answer to it.
+        status = ExitCode.FAILED
+    sys.exit(status)
+
+
+def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
+    set_up("debug" if settings.debug else "info")
+    log = get_logger("supervisor")
+    shards = settings.workers or usable_cpus()
+    file_limit = raise_file_limit()
+    connections_max = connections_within(file_limit, settings.max_connections)
+    if settings.max_connections is not None and connections_max < settings.max_connections:
+        log.warning(
+            f"file limit {file_limit} is low for --max-connections {settings.max_connections}: "
+            f"each worker stops accepting at {connections_max}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        )
+    addresses = [parse_address(text) for text in settings.bind]
+    with contextlib.ExitStack() as opened:
+        bank = ListenerBank.open(addresses, shards, SocketOptions(backlog=settings.backlog))
+        opened.callback(bank.close)
+        if bank.backlog_effective < settings.backlog:
+            log.warning(
+                f"the kernel cuts --backlog {settings.backlog} to {bank.backlog_effective}: "
+                f"raise it with sysctl net.core.somaxconn={settings.backlog}"
+            )
+        metrics = _open_metrics(settings.metrics_bind, required=metrics_required)
+        if metrics is not None:
+            opened.callback(metrics.close)
+        board = Board.create(shards)
+        options = WorkerOptions(
+            app=app,
+            app_dir=settings.app_dir,
+            listeners=tuple(map(str, bank.addresses)),
+            connections_max=connections_max,
+            swap_size_bytes=settings.swap_size_bytes,
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+        return supervise(
+            bank,
+            board,
+            SupervisorOptions(shards, settings.drain_timeout_s, settings.boot_timeout_s),
+            partial(run_worker, options),
+            _run_exporter,
+            metrics,
+            partial(_say_serving, app, bank, shards, metrics),
+        )
+
+
+def _open_metrics(text: str, *, required: bool) -> socket.socket | None:
+    """The exporter's listener. A default address that is taken costs the metrics, not the service."""
+    if text == OFF:
+        return None
+    address = parse_address(text)
+    try:
+        return open_metrics_listener(address)
+    except AddressInUse as error:
+        if required:
+            raise
+        get_logger("supervisor").warning(f"no metrics: {_with_holder(error)}", hint="--metrics-bind HOST:PORT or off")
+        return None
+
+
+def _run_exporter(seat: ExporterSeat) -> int:
+    # Imported in the exporter alone: what the supervisor imports, every worker pays for.
+    from shardnet.exporter import run_exporter
+
+    return run_exporter(seat, version=__version__, engine=ENGINE)
+
+
+def _say_serving(app: str, bank: ListenerBank, shards: int, metrics: socket.socket | None) -> None:
+    on = ", ".join(map(str, bank.addresses))
+    noun = "shard" if shards == 1 else "shards"
+    line = f"shardnet {__version__} serving {app} on {on}, {shards} {noun}, engine {ENGINE}"
+    if metrics is not None:
+        host, port = metrics.getsockname()[:2]
+        line += f", metrics on {f'[{host}]' if ':' in host else host}:{port}"
+    with contextlib.suppress(OSError):  # Whoever read the line is gone: serve all the same.
+        click.echo(line)
+
+
+# What goes wrong.
+
+
+@contextlib.contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    """End the process with one line on stderr and the exit status that the error stands for."""
+    try:
+        yield
+    except ShardnetError as error:
+        if debug:
+            traceback.print_exception(error)
+        click.echo(f"shardnet: {_with_holder(error)}", err=True)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: ShardnetError) -> ExitCode:
+    match error:
+        case AppError():
+            return ExitCode.APP
+        case UsageError():
+            return ExitCode.USAGE
+        case AddressInUse():
+            return ExitCode.ADDRESS
+        case NobodyServed():
+            return ExitCode.UNSERVED
+        case SystemFault():
+            return ExitCode.FAILED
+        case _:
+            return ExitCode.FAILED
+
+
+def _with_holder(error: ShardnetError) -> str:
+    if isinstance(error, AddressHeld) and error.holder_pid is None:
+        return f"{error}{name_holder(error.address.host, error.address.port)}"
+    return str(error)

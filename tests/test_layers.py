@@ -1,0 +1,122 @@
+"""The architecture, as far as imports show it: every arrow points down.
+
+Each part names the parts it may import; a part is a module of `shardnet` or a package with all that is in it. Imports
+inside functions count, those for type checking alone do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[1] / "shardnet"
+
+MAY_IMPORT: Final[dict[str, set[str]]] = {
+    "errors": set(),
+    "watcher": {"errors"},
+    "board": {"errors"},
+    "control": {"errors"},
+    "cpus": {"errors"},
+    "config": {"errors"},
+    "filelimit": {"errors"},
+    "holder": {"errors"},
+    "listen": {"errors"},
+    "log": {"errors"},
+    "app": {"errors"},
+    "check": {"app", "errors"},
+    "seats": {"board", "control"},
+    "metrics": {"board", "errors"},
+    "loop": {"watcher"},
+    "connection": {"errors", "watcher"},
+    "server": {"app", "connection", "errors", "log", "metrics", "watcher"},
+    "worker": {"app", "errors", "log", "loop", "metrics", "seats", "server", "watcher", "control", "board"},
+    "exporter": {"app", "board", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher"},
+    "supervisor": {"board", "control", "errors", "listen", "log", "metrics", "seats"},
+    "cli": {
+        "app", "board", "check", "config", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log",
+        "seats", "supervisor", "watcher", "worker", "__init__",
+    },
+    "__init__": {"connection", "watcher"},
+    "__main__": {"cli"},
+}  # fmt: skip
+
+# Libraries that a worker or the supervisor must not pay for: part by part, who may import them.
+HEAVY: Final = {
+    "click": {"cli"},
+    "h11": {"exporter"},
+    "prometheus_client": {"exporter"},
+    "psutil": {"holder"},
+}
+
+
+def _part(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The names of the modules that a file imports, those for type checking left out."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def _imported_part(module: str) -> str | None:
+    package, *rest = module.split(".")
+    if package != "shardnet":
+        return None
+    return rest[0] if rest else "__init__"
+
+
+def test_every_part_has_a_place_in_the_layers() -> None:
+    parts = {_part(path) for path in ROOT.rglob("*.py")}
+    assert parts == set(MAY_IMPORT)
+
+
+def test_the_layers_have_no_cycle() -> None:
+    order = list(TopologicalSorter(MAY_IMPORT).static_order())
+    assert order.index("watcher") < order.index("server") < order.index("worker") < order.index("cli")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_imports_only_what_lies_below(path: Path) -> None:
+    part = _part(path)
+    for module in _imports(path):
+        below = _imported_part(module)
+        assert below in (None, part) or below in MAY_IMPORT[part], f"{part} imports {module}"
+        library = module.split(".")[0]
+        assert library not in HEAVY or part in HEAVY[library], f"{part} imports {library}"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("shardnet.watcher", {"asyncio", "shardnet.connection", "shardnet.board", *HEAVY}),
+        ("shardnet.supervisor.supervisor", {"asyncio", "shardnet.server", *HEAVY}),
+        ("shardnet.worker", set(HEAVY)),
+        ("shardnet.cli", {"h11", "prometheus_client", "psutil"}),
+    ],
+)
+def test_importing_a_part_does_not_load(module: str, unwanted: set[str]) -> None:
+    """What really happens at run time, whatever the sources look like."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not unwanted & set(loaded)
