@@ -1,0 +1,1 @@
+"""Tests that start real supervisors, workers and exporters; all marked `process`."""
