@@ -15,11 +15,13 @@ BIND ?= 127.0.0.1:9000
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
+# Silent about what build backends warn of: none of it is for whoever types `make run`.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip
 
-.PHONY: run test lint check test-load clean
+.PHONY: run test lint test-load clean
 
 run: $(VENV)/.installed
-	$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
+	@$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
 
 test: lint
 	tools/fetch-prometheus.sh
@@ -34,16 +36,19 @@ test-load: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
 
 $(VENV)/.created:
-	PYTHON="$(PYTHON)" tools/make-venv.sh $(VENV)
-	touch $@
+	@echo "Making $(VENV)"
+	@PYTHON="$(PYTHON)" tools/make-venv.sh $(VENV)
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
+	@echo "Installing shardnet into $(VENV)"
+	@$(PIP) install --quiet --editable .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --group dev
-	touch $@
+	@echo "Installing the tools for development into $(VENV)"
+	@$(PIP) install --quiet --group dev
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
