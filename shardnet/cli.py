@@ -7,10 +7,12 @@ Must not live here: anything that goes on after the start.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -27,12 +29,15 @@ from shardnet.cpus import usable_cpus
 from shardnet.errors import AddressInUse, AppError, ExitCode, ShardnetError, SystemFault, UsageError
 from shardnet.filelimit import connections_within, raise_file_limit
 from shardnet.holder import name_holder
-from shardnet.listen import AddressHeld, ListenerBank, SocketOptions, open_metrics_listener, parse_address
+from shardnet.listen import Address, AddressHeld, ListenerBank, SocketOptions, open_metrics_listener, parse_address
 from shardnet.log import get_logger, set_up
 from shardnet.seats import ExporterSeat
 from shardnet.supervisor.supervisor import NobodyServed, SupervisorOptions, supervise
 from shardnet.watcher import ENGINE
 from shardnet.worker import WorkerOptions, run_worker
+
+STDERR: Final = 2
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 EXAMPLES: Final = """\b
 Examples:
@@ -125,20 +130,40 @@ def check(app: str, app_dir: Path, debug: bool) -> None:
     """Load an app in a child process and say what it is, or what is wrong with it (exit status 4)."""
     with _one_line_errors(debug):
         split_name(app)
-        click.echo(f"{app} is a handler: {check_app(app, app_dir)}")
+        click.echo(f"{app} is a handler: {check_app(app, _absolute(app_dir))}")
 
 
 def main() -> NoReturn:
     """The `shardnet` command."""
+    _open_standard_streams()
     try:
         status = cli.main(prog_name="shardnet", standalone_mode=False)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "shardnet"
-        click.echo(f"{command}: {error.format_message().rstrip('.')}; see {command} --help", err=True)
+        _complain(f"{command}: {error.format_message().rstrip('.')}; see {command} --help")
         status = ExitCode.USAGE
     except click.Abort:  # Ctrl-C before the server had set up its own answer to it.
         status = ExitCode.FAILED
     sys.exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Give descriptors 0, 1 and 2 something to be, where whoever started us has closed them.
+
+    Otherwise the next descriptors that are opened get these numbers, and the log goes to a listener, an eventfd, or a
+    client's connection.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def _absolute(app_dir: Path) -> Path:
+    """Asked at the start, once: later the current directory may be gone, and a worker is forked at any time."""
+    try:
+        return app_dir.absolute()
+    except OSError as exc:
+        raise UsageError("the current directory is gone: change to another one, or give --app-dir DIR") from exc
 
 
 def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
@@ -153,6 +178,7 @@ def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
             f"each worker stops accepting at {connections_max}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
     addresses = [parse_address(text) for text in settings.bind]
+    app_dir = _absolute(settings.app_dir)
     with contextlib.ExitStack() as opened:
         bank = ListenerBank.open(addresses, shards, SocketOptions(backlog=settings.backlog))
         opened.callback(bank.close)
@@ -161,18 +187,21 @@ def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
                 f"the kernel cuts --backlog {settings.backlog} to {bank.backlog_effective}: "
                 f"raise it with sysctl net.core.somaxconn={settings.backlog}"
             )
-        metrics = _open_metrics(settings.metrics_bind, required=metrics_required)
+        metrics = _open_metrics(settings.metrics_bind, bank.addresses, required=metrics_required)
         if metrics is not None:
             opened.callback(metrics.close)
         board = Board.create(shards)
         options = WorkerOptions(
             app=app,
-            app_dir=settings.app_dir,
+            app_dir=app_dir,
             listeners=tuple(map(str, bank.addresses)),
             connections_max=connections_max,
             swap_size_bytes=settings.swap_size_bytes,
             drain_timeout_s=settings.drain_timeout_s,
         )
+        # Delivered while the supervisor runs, which unblocks them. Afterwards only the interpreter comes to its end: a
+        # second Ctrl-C that is a little late would make that a death by signal, and the exit status wrong.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         return supervise(
             bank,
             board,
@@ -184,12 +213,14 @@ def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
         )
 
 
-def _open_metrics(text: str, *, required: bool) -> socket.socket | None:
+def _open_metrics(text: str, served: Iterable[Address], *, required: bool) -> socket.socket | None:
     """The exporter's listener. A default address that is taken costs the metrics, not the service."""
     if text == OFF:
         return None
     address = parse_address(text)
     try:
+        if any(ours.covers(address) or address.covers(ours) for ours in served):
+            raise AddressInUse(f"address {address} is among those of --bind: give --metrics-bind another port")
         return open_metrics_listener(address)
     except AddressInUse as error:
         if required:
@@ -227,8 +258,19 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
     except ShardnetError as error:
         if debug:
             traceback.print_exception(error)
-        click.echo(f"shardnet: {_with_holder(error)}", err=True)
+        _complain(f"shardnet: {_with_holder(error)}")
         sys.exit(_exit_code(error))
+    except OSError as error:  # Of descriptors or memory too few even to start, or nobody reads what we print.
+        if debug:
+            traceback.print_exception(error)
+        _complain(f"shardnet: {error.strerror or error}")
+        sys.exit(ExitCode.FAILED)
+
+
+def _complain(line: str) -> None:
+    """Say what went wrong. If that cannot be written, the exit status still tells."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _exit_code(error: ShardnetError) -> ExitCode:

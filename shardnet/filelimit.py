@@ -12,13 +12,19 @@ NR_OPEN_DEFAULT: Final = 1048576
 
 
 def raise_file_limit() -> int:
-    """Raise this process's soft limit, which its children inherit, to the hard one; the limit now in force."""
+    """Raise this process's soft limit, which its children inherit, to the hard one; the limit now in force.
+
+    Where the kernel refuses, it stays as it was: a server with few connections is better than none.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         hard = _most_possible()
     if soft == resource.RLIM_INFINITY or soft >= hard:
         return hard if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    except (OSError, ValueError):  # EPERM is the latter: in a sandbox, or where fs.nr_open is below the hard limit.
+        return soft
     return hard
 
 

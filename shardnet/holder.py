@@ -13,6 +13,11 @@ def name_holder(host: str, port: int) -> str:
         for connection in psutil.net_connections("tcp"):
             if connection.status != psutil.CONN_LISTEN or connection.pid is None or not connection.laddr:
                 continue
-            if connection.laddr.port == port and connection.laddr.ip in (host, "0.0.0.0", "::"):
+            if connection.laddr.port == port and _is_in_the_way(connection.laddr.ip, host):
                 return f"; held by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
+
+
+def _is_in_the_way(ip: str, host: str) -> bool:
+    """Whether a listener on `ip` keeps others from `host`; either may stand for every address."""
+    return ip in (host, "0.0.0.0", "::") or (host in ("0.0.0.0", "::") and (":" in ip) == (":" in host))

@@ -34,6 +34,22 @@ def test_raise_file_limit_leaves_a_limit_that_is_at_its_most() -> None:
     assert raise_file_limit() == soft == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+@pytest.mark.parametrize("refusal", [ValueError("not allowed to raise maximum limit"), PermissionError(1, "no")])
+def test_raise_file_limit_lives_with_what_the_kernel_refuses(
+    monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    """The kernel refuses any setrlimit whose hard limit is above fs.nr_open, also one that leaves the hard limit as it
+    is; Python makes a ValueError of that. Where fs.nr_open had been lowered since, the server ended with a traceback
+    before it had begun."""
+
+    def refuse(_resource: int, _limits: tuple[int, int]) -> None:
+        raise refusal
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _resource: (LOW, 2 * LOW))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_file_limit() == LOW
+
+
 @pytest.mark.parametrize(
     ("file_limit", "wanted", "granted"),
     [

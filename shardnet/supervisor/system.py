@@ -14,6 +14,7 @@ Lives here: what is asked of the kernel, and how. Must not live here: why.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import gc
@@ -22,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection
@@ -51,6 +53,7 @@ IGNORED_BY_CHILDREN: Final = frozenset({signal.SIGINT, signal.SIGHUP})
 SIGNALS_QUEUED_MAX: Final = 16  # Of the same kind, all of them: to stop. Two say as much as a hundred.
 CORRUPT_MAX: Final = 3  # Packets that are no messages: after so many, what a child says cannot be relied on.
 WAKES_READ_BYTES: Final = 4096
+EXIT_FUNCTIONS_S: Final = 0.5  # For all of a child's exit functions: well within the patience that kills it otherwise.
 OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
 STANDARD_STREAMS: Final = frozenset({0, 1, 2})
 
@@ -143,7 +146,7 @@ class _Child:
 
 class LinuxSystem:
     """`System` on Linux 5.10 or later. One per process, in its main thread; it owns the process's signal handlers
-    until `close`."""
+    until `close`, and unblocks their signals until then."""
 
     def __init__(self) -> None:
         self._children: dict[int, _Child] = {}
@@ -161,6 +164,8 @@ class LinuxSystem:
             del handlers[signal.SIGHUP]  # nohup was asked for.
         self._old_handlers = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, self._on_child_signal)
+        handled = STOP_GRACEFULLY | STOP_AT_ONCE | {signal.SIGCHLD}
+        self._old_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -210,6 +215,7 @@ class LinuxSystem:
                 signal.pidfd_send_signal(self._children[child].pidfd, signum)
 
     def close(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
         for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler or signal.SIG_DFL)  # None: it was not installed from Python.
         signal.set_wakeup_fd(self._old_wakeup_fd)
@@ -308,7 +314,9 @@ class LinuxSystem:
             self._close_descriptors()
             _close_others(STANDARD_STREAMS | {control.fileno(), *enter()})
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            atexit._clear()  # The parent's.
             code = main(control)
+            _run_exit_functions(code)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -335,6 +343,19 @@ def _close_others(keep: Collection[int]) -> None:
         if fd not in keep:
             with contextlib.suppress(OSError):  # The one that listed the directory is closed already.
                 os.close(fd)
+
+
+def _run_exit_functions(code: int) -> None:
+    """What the interpreter does at its end and `os._exit` does not: executors end the processes that they have
+    started, which would stay for ever, with our listeners if they were forked; and atexit. Not for ever: there may be a
+    thread that does not end."""
+    _flush_streams()
+    give_up = threading.Timer(EXIT_FUNCTIONS_S, os._exit, (code,))
+    give_up.daemon = True
+    with contextlib.suppress(RuntimeError):  # No thread can be started, and so nothing that might take for ever.
+        give_up.start()
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing does in its forked children
+        atexit._run_exitfuncs()
 
 
 def _flush_streams() -> None:

@@ -7,9 +7,12 @@ at the test's *gate*: a connection to a listener of the test, open until the tes
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
+import multiprocessing
 import os
+import threading
 
 from shardnet.connection import Connection
 
@@ -120,3 +123,27 @@ def counting_on_data(conn: Connection, data: bytes) -> None:
     """The same as a callback."""
     gc.disable()
     conn.write(_connections_in_memory() if data == b"count\n" else data)
+
+
+def _square(number: int) -> int:
+    return number * number
+
+
+_pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+
+async def pooled(conn: Connection) -> None:
+    """Squares numbers in a process of a pool that nobody ever shuts down."""
+    global _pool
+    if _pool is None:
+        _pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+    async for data in conn:
+        square = await asyncio.get_running_loop().run_in_executor(_pool, _square, int(data))
+        await conn.send(b"%d\n" % square)
+
+
+async def immortal(conn: Connection) -> None:
+    """Starts a thread that never ends and is no daemon."""
+    threading.Thread(target=threading.Event().wait).start()
+    async for data in conn:
+        await conn.send(data)

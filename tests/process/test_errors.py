@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ from tests.harness.server import PROJECT, TRACEBACK, Finished, ShardedServer, sh
 
 pytestmark = pytest.mark.process
 
+FAILED: Final = 1
 USAGE: Final = 2
 APP: Final = 4
 ADDRESS: Final = 5
@@ -100,6 +103,24 @@ def test_address_held_by_another_program_is_told_with_its_pid() -> None:
     assert_told(finished, ADDRESS, address, f"pid {os.getpid()}")
 
 
+def test_every_address_held_by_another_program_is_told_with_its_pid() -> None:
+    """Whoever listened on one address and so kept us from all of them was not named: only listeners on that very
+    address, or on every one, were looked for."""
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        address = f"0.0.0.0:{foreign.getsockname()[1]}"
+        finished = shardnet("run", "examples.echo:handler", "--bind", address, "--metrics-bind", "127.0.0.1:0")
+    assert_told(finished, ADDRESS, address, f"pid {os.getpid()}")
+
+
+def test_metrics_address_that_is_served_already_is_told() -> None:
+    """The advice was to stop whoever listens there: the one who asked."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    finished = shardnet("run", "examples.echo:handler", "--bind", address, "--metrics-bind", address)
+    assert_told(finished, ADDRESS, address, "--bind", "--metrics-bind")
+
+
 def test_metrics_address_held_by_another_program_is_told_when_it_was_asked_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         address = f"127.0.0.1:{foreign.getsockname()[1]}"
@@ -131,3 +152,41 @@ def test_number_of_workers_that_is_none_is_told(workers: str) -> None:
     assert finished.status == USAGE
     assert "--workers" in finished.stderr_lines[-1]
     assert TRACEBACK not in finished.stderr
+
+
+@pytest.mark.parametrize("command", [["run", *ON_ANY_PORT], ["check"]], ids=["run", "check"])
+def test_current_directory_that_is_gone_is_told(tmp_path: Path, command: list[str]) -> None:
+    """`run` tried for 30 seconds, because each worker found out by itself: "worker could not start: No such file"."""
+    arguments = [sys.executable, "-m", "shardnet", *command, "handlers:good"]
+    (tmp_path / "gone").mkdir()
+    gone = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *arguments],
+        cwd=tmp_path / "gone",
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert_told(Finished(gone.returncode, gone.stdout, gone.stderr), USAGE, "current directory", "--app-dir")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["check", "missing:handler"], APP), (["check", "--what"], USAGE)])
+def test_exit_status_is_right_when_stderr_cannot_be_written(arguments: list[str], status: int) -> None:
+    """With a full disk under stderr, the error about the error took over: always exit status 1."""
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run([sys.executable, "-m", "shardnet", *arguments], stderr=full, timeout=30, check=False)
+    assert finished.returncode == status
+
+
+def test_stdout_that_cannot_be_written_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "shardnet", "check", "examples.echo:handler"],
+            cwd=PROJECT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert_told(Finished(finished.returncode, "", finished.stderr), FAILED, "No space left")

@@ -39,6 +39,18 @@ def test_every_process_holds_exactly_its_own_descriptors_also_after_a_crash() ->
         assert audit(server, after, ports) == listeners
 
 
+def test_standard_streams_that_are_closed_are_nothing_else_instead() -> None:
+    """Started with stdin and stderr closed, the server used 0 and 2 for what it opened first. Each worker's log then
+    went to its own epoll, or, with one more closed, to an eventfd or a listener; it could have been a client."""
+    closing = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh"]
+    with ShardedServer("examples.echo:handler", workers=2, prefix=closing) as server:
+        pids = [server.pid, server.exporter_pid(), *server.wait_serving().values()]
+        for pid in pids:
+            streams = [fd for fd in descriptors(pid) if fd.fd <= 2]
+            assert [(fd.fd, fd.identity) for fd in streams if fd.kind == "file"] == [(0, os.devnull), (2, os.devnull)]
+            assert [fd.kind for fd in streams] == ["file", "pipe", "file"]
+
+
 def audit(server: ShardedServer, workers: dict[int, int], ports: list[int]) -> dict[int, list[str]]:
     """Check every process of the server; the inodes of each shard's listeners, in order of the addresses."""
     held = {shard: descriptors(pid) for shard, pid in workers.items()}

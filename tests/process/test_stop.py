@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from tests.harness.client import Client
-from tests.harness.procs import can_bind, listening_ports, stop_and_wait, wait_gone
+from tests.harness.procs import can_bind, listening_ports, session_pids, stop_and_wait, wait_gone
 from tests.harness.scrape import get
 from tests.harness.server import ShardedServer, wait_until
 from tests.process.apps import REPLY_BYTES, reply
@@ -173,6 +173,37 @@ def test_asking_twice_ends_it_at_once(number: signal.Signals) -> None:
         began_s = time.monotonic()
         server.signal(number)
         assert server.wait(10.0) == 0
+        assert time.monotonic() - began_s < AT_ONCE_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_asking_again_when_all_is_over_is_no_death_by_signal(number: signal.Signals) -> None:
+    """An impatient second Ctrl-C found the fleet gone and the supervisor's handlers restored, while the interpreter
+    was still coming to its end: the server had stopped well, and the shell was told that a signal had killed it."""
+    with ShardedServer("tests.process.apps:which", workers=2) as server:
+        server.signal(number)
+        server.output.wait('event="stopped"', 10.0)
+        os.kill(server.pid, number)  # Nobody has waited for it: the pid is its own, even if it has ended.
+        assert server.wait(10.0) == 0
+
+
+def test_processes_of_an_executor_end_with_their_worker() -> None:
+    """A worker left by `os._exit`, so that executors never heard of the end: after a clean stop with exit status 0 the
+    processes of a ProcessPoolExecutor stayed for ever, and, forked, kept the worker's listener open."""
+    with ShardedServer("tests.process.apps:pooled", workers=1) as server, Client(server.address) as client:
+        client.send(b"12")
+        assert client.line() == b"144"
+        assert server.stop() == 0
+        assert session_pids(server.pid) == []
+        assert can_bind(*server.address)
+
+
+def test_thread_that_never_ends_does_not_keep_its_worker() -> None:
+    with ShardedServer("tests.process.apps:immortal", workers=1) as server:
+        with Client(server.address) as client:
+            assert client.ask(b"there?") == b"there?"
+        began_s = time.monotonic()
+        assert server.stop() == 0
         assert time.monotonic() - began_s < AT_ONCE_S
 
 
