@@ -27,7 +27,7 @@ from shardnet.check import check_app
 from shardnet.config import AUTO, OFF, Declaration, Settings, declarations
 from shardnet.cpus import usable_cpus
 from shardnet.errors import AddressInUse, AppError, ExitCode, ShardnetError, SystemFault, UsageError
-from shardnet.filelimit import connections_within, raise_file_limit
+from shardnet.filelimit import check_supervisor_fits, connections_within, raise_file_limit
 from shardnet.holder import name_holder
 from shardnet.listen import Address, AddressHeld, ListenerBank, SocketOptions, open_metrics_listener, parse_address
 from shardnet.log import get_logger, set_up
@@ -46,7 +46,7 @@ Examples:
   shardnet run chat.server:on_data --app-dir src --metrics-bind 0.0.0.0:9464
 
 \b
-Signals to the supervisor: TERM and INT stop gracefully, a second one or QUIT at once.
+Signals to the supervisor: TERM, INT and HUP stop gracefully, a second one or QUIT at once.
 Exit status: 0 stopped as asked, 2 usage, 4 the app cannot be loaded, 5 address in use, 70 nobody could serve."""
 
 
@@ -178,6 +178,7 @@ def _serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
             f"each worker stops accepting at {connections_max}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
     addresses = [parse_address(text) for text in settings.bind]
+    check_supervisor_fits(file_limit, shards, len(addresses))
     app_dir = _absolute(settings.app_dir)
     with contextlib.ExitStack() as opened:
         bank = ListenerBank.open(addresses, shards, SocketOptions(backlog=settings.backlog))

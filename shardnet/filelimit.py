@@ -6,7 +6,11 @@ import resource
 from pathlib import Path
 from typing import Final
 
+from shardnet.errors import SystemFault
+
 RESERVED: Final = 64  # What a worker needs besides connections: its own descriptors, and some for the app.
+SUPERVISOR_OWN: Final = 16  # Standard streams, epoll, wake-ups, board, exporter.
+PER_WORKER: Final = 2  # A pidfd and a control end.
 NR_OPEN: Final = Path("/proc/sys/fs/nr_open")
 NR_OPEN_DEFAULT: Final = 1048576
 
@@ -32,6 +36,16 @@ def connections_within(file_limit: int, wanted: int | None) -> int:
     """How many connections a worker may have: what is wanted, or as many as the limit allows; at least 1."""
     possible = max(1, file_limit - RESERVED)
     return possible if wanted is None else min(wanted, possible)
+
+
+def check_supervisor_fits(file_limit: int, shards: int, addresses: int) -> None:
+    """Raises `SystemFault` when the supervisor could not hold so many listeners and workers."""
+    needed = SUPERVISOR_OWN + shards * (addresses + PER_WORKER)
+    if needed > file_limit:
+        raise SystemFault(
+            f"file limit {file_limit} is too low for {shards} shards: the supervisor needs {needed}; "
+            "raise the hard limit (ulimit -Hn, LimitNOFILE=) or give fewer --workers"
+        )
 
 
 def _most_possible() -> int:

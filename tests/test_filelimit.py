@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from shardnet.filelimit import RESERVED, connections_within, raise_file_limit
+from shardnet.errors import SystemFault
+from shardnet.filelimit import RESERVED, check_supervisor_fits, connections_within, raise_file_limit
 
 LOW = 256
 
@@ -64,3 +65,11 @@ def test_connections_within_leaves_room_for_other_descriptors(
     file_limit: int, wanted: int | None, granted: int
 ) -> None:
     assert connections_within(file_limit, wanted) == granted
+
+
+def test_supervisor_that_does_not_fit_the_limit_says_so() -> None:
+    """With 64 shards at a limit of 100, a dozen workers served and the others failed to fork, for ever and without a
+    word on why."""
+    check_supervisor_fits(100, shards=8, addresses=2)
+    with pytest.raises(SystemFault, match="file limit 100 is too low for 64 shards: the supervisor needs 208; raise"):
+        check_supervisor_fits(100, shards=64, addresses=1)
