@@ -60,7 +60,6 @@ class Server:
         self.finished: asyncio.Future[None] = loop.create_future()
         self.finished.set_result(None)
         self.active = 0  # Open connections.
-        self.handlers = 0  # Running handlers; one may outlive its connection.
         self._function = handler.function
         self._connection_class = CallbackConnection if handler.kind is Kind.CALLBACK else Connection
         self._cells = cells
@@ -69,6 +68,9 @@ class Server:
         self._full = False
         self._last_id = 0
         self._listeners: list[Listener] = []
+        # Kept here because the loop does not keep them: a handler that outlives its connection and waits for what only
+        # it refers to would be collected, its end never be told, and a drain wait for it in vain.
+        self._handlers: set[asyncio.Task[Any]] = set()
         self._empty = asyncio.Event()
         self._exhausted_logged_s = float("-inf")
         watcher.cells[cells.connections_limit] = connections_max
@@ -78,6 +80,11 @@ class Server:
         traffic = self._cells.traffic[len(self._listeners)]
         on_accept = partial(self._on_accept, traffic)
         self._listeners.append(self.watcher.listen(sock, on_accept, self._on_exhausted))
+
+    @property
+    def handlers(self) -> int:
+        """How many handlers run; one may outlive its connection."""
+        return len(self._handlers)
 
     def connections(self) -> list[Connection]:
         """The live connections."""
@@ -109,7 +116,7 @@ class Server:
             conn.cut()
         await self._wait_empty(CUT_GRACE_S)
         for conn in self.connections():
-            conn.abort()
+            conn.give_up()
         return False
 
     # What connections call.
@@ -125,11 +132,11 @@ class Server:
                 listener.resume()
         self._note_empty()
 
-    def handler_started(self) -> None:
-        self.handlers += 1
+    def handler_started(self, task: asyncio.Task[Any]) -> None:
+        self._handlers.add(task)
 
-    def handler_ended(self) -> None:
-        self.handlers -= 1
+    def handler_ended(self, task: asyncio.Task[Any]) -> None:
+        self._handlers.discard(task)
         self._note_empty()
 
     def handler_raised(self, conn: Connection, error: BaseException) -> None:
@@ -145,7 +152,8 @@ class Server:
             self.watcher.add(conn)
         except OSError as error:  # The kernel has no memory, or lets this user poll no more descriptors.
             self.watcher.free(conn)
-            self._on_exhausted(error)
+            for listener in self._listeners:
+                listener.rest(error)  # Or the whole backlog would be accepted and dropped like this one.
             return
         cells = self.watcher.cells
         cells[traffic + AT_ACTIVE] += 1

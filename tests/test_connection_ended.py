@@ -142,6 +142,47 @@ def test_handler_that_lets_the_end_between_two_records_through_has_not_failed() 
         kit.run(main(kit))
 
 
+def test_handler_that_reads_in_a_task_group_has_not_failed_when_the_peer_resets() -> None:
+    """The group wraps the error of the peer, which was then taken for the handler's: a traceback for each client that
+    vanished."""
+
+    async def handler(conn: Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reads_records(conn))
+
+    async def main(kit: Serving) -> None:
+        client, _ = await kit.open()
+        client.reset()
+        await until(lambda: kit.closed() and kit.server.handlers == 0)
+        assert kit.closed() == {"RESET": 1}
+        assert kit.handler_exceptions == 0
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+def test_handler_whose_task_group_failed_for_another_reason_too_has_failed() -> None:
+    async def fail_in_the_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError
+
+    async def handler(conn: Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reads_records(conn))
+            group.create_task(fail_in_the_end())
+
+    async def main(kit: Serving) -> None:
+        client, _ = await kit.open()
+        client.reset()
+        await until(lambda: kit.closed() and kit.server.handlers == 0)
+        assert kit.handler_exceptions == 1
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
 def test_handler_that_lets_the_end_within_a_record_through_has_failed() -> None:
     async def main(kit: Serving) -> None:
         client, _ = await kit.open()

@@ -162,6 +162,63 @@ def test_everybody_who_waits_for_the_end_is_told() -> None:
         kit.run(main(kit))
 
 
+def test_waiting_for_the_end_and_giving_up_leaves_nothing_behind() -> None:
+    """A handler may wait for the end beside each of its reads. Every wait that it gave up stayed on the connection, in
+    a list that was copied for the next: memory for each message, and time that grew with their square."""
+
+    async def main(kit: Serving) -> None:
+        _, conn = await kit.open()
+        for _ in range(10):
+            waiting = asyncio.create_task(conn.wait_closed())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        assert conn._closers == []
+
+    with Serving(wait_in_read) as kit:
+        kit.run(main(kit))
+
+
+def test_peer_sees_the_end_although_somebody_else_holds_the_descriptor() -> None:
+    """As a process does that the app forked, a pool's for instance. Where the peer had ended its stream first, ours was
+    ended by the close alone, which such a holder keeps from having any effect: the client waited for ever."""
+
+    async def handler(conn: Connection) -> None:
+        assert await conn.read() == b""
+        await conn.send(b"bye")
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        held = os.dup(conn.fd)
+        try:
+            client.end()
+            assert await client.receive_to_end() == b"bye"
+        finally:
+            os.close(held)
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+def test_descriptor_that_the_handler_closed_itself_ends_only_its_connection() -> None:
+    """`socket.socket(fileno=conn.fd)`, for a socket option, closes the descriptor when it is collected. Our close then
+    raised EBADF: from a timer, that left `select()` and ended the worker, and the connection was counted for ever."""
+
+    async def handler(conn: Connection) -> None:
+        await conn.read()
+        conn.close()
+        os.close(conn.fd)
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        client.put(b"x")
+        await conn.wait_closed()
+        assert kit.active() == 0
+
+    with Serving(handler, limits=Limits(linger_s=0.01)) as kit:
+        kit.run(main(kit))
+
+
 @pytest.mark.parametrize("first", ["close", "abort"])
 @pytest.mark.parametrize("second", ["close", "abort"])
 def test_descriptor_is_closed_once(first: str, second: str) -> None:

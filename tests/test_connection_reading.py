@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from shardnet.connection import LINE_MAX_BYTES, CallbackConnection, Connection
 from shardnet.errors import UsageError
 from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome, unread_bytes
+from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX
 from tests.serving import Serving, the_task, until
 
 Read = Callable[[Connection], Awaitable[Any]]
@@ -359,4 +361,30 @@ def test_callback_connection_refuses_reads() -> None:
                 await read
 
     with Serving(on_data) as kit:
+        kit.run(main(kit))
+
+
+def test_flood_of_tiny_records_leaves_turns_to_the_others() -> None:
+    """A handler took up to 4 MiB before anybody else had the turn. With records of a few bytes that was more than a
+    million of them at one go, and the other connections waited for seconds."""
+
+    async def handler(conn: Connection) -> None:
+        while True:
+            await conn.read_until()
+
+    async def main(kit: Serving) -> None:
+        client, _ = await kit.open()
+        size = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                size += client.sock.send(b"ab\n" * 100_000)
+        turns, most_bytes = 0, 0
+        while size - (before := kit.received_bytes()) > 1_000_000:
+            await asyncio.sleep(0)
+            turns += 1
+            most_bytes = max(most_bytes, kit.received_bytes() - before)
+        assert turns > 1
+        assert most_bytes <= (1 + RECEIVES_PER_TURN_MAX) * CHUNK_MAX_BYTES < 1_000_000
+
+    with Serving(handler) as kit:
         kit.run(main(kit))

@@ -267,3 +267,23 @@ def test_flood_of_one_connection_leaves_turns_to_the_others() -> None:
 
     with Serving(handler) as kit:
         kit.run(main(kit))
+
+
+def test_waits_for_drain_that_were_given_up_are_forgotten() -> None:
+    """With a timeout around each `drain()`, a connection that makes little progress kept every wait until its end."""
+
+    async def main(kit: Serving) -> None:
+        client, conn = await open_narrow(kit)
+        conn.write(MUCH)
+        for _ in range(10):
+            waiting = asyncio.ensure_future(conn.drain())
+            waiting.cancel()
+        sent_bytes = conn.sent_bytes
+        await client.receive_exactly(100_000)
+        await until(lambda: conn.sent_bytes > sent_bytes)
+        assert conn.unsent_bytes
+        assert conn._senders is None
+        conn.abort()
+
+    with narrow() as kit:
+        kit.run(main(kit))

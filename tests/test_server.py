@@ -12,7 +12,8 @@ import pytest
 
 from shardnet.app import Kind
 from shardnet.connection import Connection
-from shardnet.watcher import Op, Outcome
+from shardnet.watcher import EVENT_IN, Op, Outcome
+from shardnet.watcher._sys import Poller
 from tests.serving import Serving, until
 
 
@@ -162,6 +163,29 @@ def test_descriptor_that_cannot_be_polled_is_closed_and_counted_by_nobody() -> N
         assert (kit.active(), kit.accepted_total(), kit.closed()) == (0, 0, {})
         assert [event for event, _, _ in kit.logged] == ["accepting pauses"]
         assert list(kit.connections) == []
+
+    with Serving(echo) as kit:
+        kit.run(main(kit))
+
+
+def test_kernel_that_polls_no_more_costs_one_connection_not_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accepting went on at full speed: each queued connection in turn was taken, refused by epoll and closed."""
+    add = Poller.add
+    refusals = [errno.ENOSPC]
+
+    def refuse(poller: Poller, fd: int, events: int) -> None:
+        if refusals and events != EVENT_IN:
+            raise OSError(refusals.pop(), "no more watches")
+        add(poller, fd, events)
+
+    async def main(kit: Serving) -> None:
+        clients = [kit.connect() for _ in range(5)]
+        monkeypatch.setattr(Poller, "add", refuse)
+        assert await clients[0].receive() == b""
+        assert kit.accepted_total() == 0
+        for client in clients[1:]:
+            client.put(b"?")
+            assert await client.receive() == b"?"
 
     with Serving(echo) as kit:
         kit.run(main(kit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from shardnet.connection import Connection, Limits
 from shardnet.watcher import unread_bytes
-from tests.serving import Serving, the_task, until
+from tests.serving import Serving, collect_garbage, the_task, this_task, until
 
 LONG_S = 60.0
 SMALL_BUFFER_BYTES = 4096
@@ -244,4 +245,49 @@ def test_drain_waits_for_a_handler_that_outlives_its_connection() -> None:
         assert finished == [True]
 
     with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+def test_handler_that_outlives_its_connection_is_not_collected() -> None:
+    """Nothing but itself refers to a handler that waits for an event of its own. Once its connection was gone, the
+    collector took its task; no callback told of its end, the count of handlers stayed too high for ever, and each drain
+    took all of its timeout and ended with a warning."""
+    tasks: weakref.WeakSet[asyncio.Task[object]] = weakref.WeakSet()
+
+    async def handler(conn: Connection) -> None:
+        tasks.add(this_task())
+        conn.abort()
+        await asyncio.Event().wait()
+
+    async def main(kit: Serving) -> None:
+        kit.connect()
+        await until(lambda: kit.closed())
+        collect_garbage()
+        [task] = tasks
+        task.cancel()
+        del task
+        assert await kit.server.drain(LONG_S)
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+def test_drain_takes_no_reply_back_that_is_with_the_kernel() -> None:
+    """At the deadline every connection was reset, also those that had sent their last byte and only waited for the
+    peer's end: a reset drops what the kernel still holds, so that a slow client lost most of a complete reply."""
+
+    async def handler(conn: Connection) -> None:
+        await conn.read()
+        await conn.send(MUCH[:150_000])
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open(receive_buffer_bytes=SMALL_BUFFER_BYTES)
+        client.put(b"?")
+        await until(lambda: conn.task is None)
+        assert conn.unsent_bytes == 0
+        assert not await kit.server.drain(0)
+        assert kit.closed() == {"DRAIN": 1}
+        assert await client.receive_to_end() == MUCH[:150_000]
+
+    with Serving(handler, limits=Limits(linger_s=60)) as kit:
         kit.run(main(kit))

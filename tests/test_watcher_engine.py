@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from shardnet.errors import WatcherClosed
-from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome, Watcher, _sys
+from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome, Watcher, _sys, engine
 from shardnet.watcher.counters import (
     ACCEPT_ERROR,
     ACCEPT_OK,
@@ -105,6 +105,18 @@ def test_turn_sees_everybody_although_a_poll_has_a_bound(bench: Bench, monkeypat
     bench.until(lambda: len(bench.journal) == 20)
     bench.settle()
     assert sorted(who for who, _, _ in bench.journal) == sorted(f"{number}" for number in range(20))
+
+
+def test_turn_ends_although_many_are_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn once completed a read for every ready channel: with thousands of busy peers it took a third of a second,
+    and timers, accepts and all of asyncio waited that long."""
+    monkeypatch.setattr(engine, "READS_PER_TURN_MAX", 3)
+    channels = bench.ready(dict.fromkeys("abcdefgh", b"x"))
+    for channel in channels.values():
+        channel.post_read()
+    for order in ("abc", "abcdef", "abcdefgh"):
+        bench.watcher.turn(None)
+        assert bench.order() == order
 
 
 # Freeing in hooks, and numbers that come back.

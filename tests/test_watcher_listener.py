@@ -278,6 +278,26 @@ def test_hook_that_raises_when_the_machine_is_full_ends_no_pause(door: Door, mon
     door.until_accepted(1)
 
 
+def test_resume_that_the_kernel_refuses_is_tried_again(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polling a descriptor anew takes memory. The refusal came out of the timer, and with that out of `select()`, or
+    out of the close of a connection; and the listener was never polled again."""
+    monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
+    add = _sys.Poller.add
+    refusals = [errno.ENOMEM, errno.ENOSPC]
+
+    def refuse(poller: _sys.Poller, fd: int, events: int) -> None:
+        if refusals:
+            raise OSError(refusals.pop(0), "no room")
+        add(poller, fd, events)
+
+    door.listener.pause()
+    door.knock()
+    monkeypatch.setattr(_sys.Poller, "add", refuse)
+    door.listener.resume()
+    door.until_accepted(1)
+    assert door.exhausted == [errno.ENOMEM, errno.ENOSPC]
+
+
 # Pausing and stopping.
 
 

@@ -163,7 +163,7 @@ class Connection(Stream):
         """Begin to serve: `handler(conn)` becomes a task."""
         self._waiter = Waiter(self._host.loop, self.withdraw_read)
         self.task = self._host.loop.create_task(handler(self))
-        self._host.handler_started()
+        self._host.handler_started(self.task)
         self.task.add_done_callback(self._on_handler_done)
 
     def end_after(self, error: BaseException) -> None:
@@ -186,6 +186,13 @@ class Connection(Stream):
             self._close(CloseReason.DRAIN)
         else:
             self.task.cancel()
+
+    def give_up(self) -> None:
+        """For the very end of a drain: close now. What is with the kernel already still goes out."""
+        if self._stage is Stage.LINGERING:
+            self._end(self._reason)  # A reset would take back a reply that the peer has not fetched yet.
+        else:
+            self.abort()
 
     # The source of `Read` and `Fill`.
 
@@ -306,10 +313,12 @@ class Connection(Stream):
             self._close(self._reason)
         else:
             self.end_after(error)
-        self._host.handler_ended()
+        self._host.handler_ended(task)
 
     def _is_the_peers(self, error: BaseException) -> bool:
         """Whether a handler that lets `error` through has done nothing wrong: the peer failed, or was through."""
+        if isinstance(error, BaseExceptionGroup):  # A handler that reads or sends in a TaskGroup.
+            return all(self._is_the_peers(one) for one in error.exceptions)
         if self._failure is not None:
             return error is self._failure or isinstance(error, BrokenPipeError)
         return self._ended and isinstance(error, asyncio.IncompleteReadError) and not error.partial

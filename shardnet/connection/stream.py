@@ -62,11 +62,11 @@ class Host(Protocol):
 
     def closed(self, conn: Any, reason: CloseReason) -> None: ...
 
-    def handler_started(self) -> None: ...
+    def handler_started(self, task: asyncio.Task[Any]) -> None: ...
 
     def handler_raised(self, conn: Any, error: BaseException) -> None: ...
 
-    def handler_ended(self) -> None: ...
+    def handler_ended(self, task: asyncio.Task[Any]) -> None: ...
 
 
 class Stream(Channel):
@@ -153,8 +153,14 @@ class Stream(Channel):
         """Wait until the descriptor is closed, however that comes about."""
         if self._stage is not Stage.CLOSED:
             closed = self._host.loop.create_future()
-            self._closers = [*(self._closers or ()), closed]
-            await closed
+            if self._closers is None:
+                self._closers = []
+            self._closers.append(closed)
+            try:
+                await closed
+            finally:
+                if self._closers is not None:  # Given up: a handler may wait anew beside each of its reads.
+                    self._closers.remove(closed)
 
     # Hooks of the watcher.
 
@@ -182,9 +188,11 @@ class Stream(Channel):
         low = self._host.limits.write_low_bytes
         waiting = []
         for position, sender in senders:
+            if sender.done():
+                continue  # Its await was cancelled.
             if self.unsent_bytes > low if position is None else self.sent_bytes < position:
                 waiting.append((position, sender))
-            elif not sender.done():
+            else:
                 sender.set_result(None)
         self._senders = waiting or None
 
@@ -250,12 +258,16 @@ class Stream(Channel):
             self._linger()
 
     def _linger(self) -> None:
-        if self._peer_ended or self.fd < 0:
+        if self.fd < 0:
             self._end(self._reason)
             return
         try:
+            # Not left to the close: a process that the app forked may hold the descriptor, and the peer would wait.
             end_of_output(self.fd)
         except OSError:  # The peer is gone already: nothing to linger for.
+            self._end(self._reason)
+            return
+        if self._peer_ended:
             self._end(self._reason)
             return
         self._stage = Stage.LINGERING

@@ -21,6 +21,7 @@ the next turn.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -51,6 +52,7 @@ from shardnet.watcher.counters import (
 from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, Listener
 from shardnet.watcher.timers import Timer, TimerQueue
 
+READS_PER_TURN_MAX: Final = 256  # Channels that complete a read, before timers, accepts and guests get the turn.
 ROOM_MIN_BYTES: Final = 4096  # A swap buffer with less room counts as full: no receives in useless fragments.
 
 
@@ -120,7 +122,10 @@ class Watcher:
         self._forget(fd, channel)
         # Out of epoll before the close: a descriptor that another process still holds keeps firing otherwise.
         self._poller.remove(fd)
-        _sys.close(fd)
+        # The number is given up whatever close says: EIO tells of bytes lost on the way, EBADF that the owner's code
+        # closed it before us. An exception would leave the end of a connection half done, and may come out of a turn.
+        with contextlib.suppress(OSError):
+            _sys.close(fd)
 
     def listen(
         self,
@@ -280,8 +285,8 @@ class Watcher:
             flushable.popleft().flush()
 
     def _complete_reads(self) -> None:
-        """Reap and dispatch the channels that are ready now, once each; whoever gets ready meanwhile is next."""
-        left = len(self.agenda.ready)
+        """Reap and dispatch channels that are ready now, once each; who is left, or gets ready meanwhile, is next."""
+        left = min(len(self.agenda.ready), READS_PER_TURN_MAX)
         while left > 0:
             left = self._reap(left)
             self._dispatch()

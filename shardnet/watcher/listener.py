@@ -76,7 +76,16 @@ class Listener:
     def resume(self) -> None:
         self._pauses -= 1
         if self._pauses == 0 and self._fd >= 0:
-            self._poller.add(self._fd, _sys.EVENT_IN)
+            try:
+                self._poller.add(self._fd, _sys.EVENT_IN)
+            except OSError as error:  # No memory, or too many descriptors polled by this user: try again later.
+                self.rest(error)
+
+    def rest(self, error: OSError) -> None:
+        """Leave new connections in the backlog for a moment: something ran out, as `error` says."""
+        self.pause()
+        self._after(EXHAUSTED_PAUSE_S, self.resume)
+        self.on_exhausted(error)
 
     def stop(self) -> None:
         """Accept no more, for good."""
@@ -97,9 +106,7 @@ class Listener:
                     continue
                 # EMFILE and friends mean "the machine is full", not "we are broken": the connection stays in the
                 # backlog, so that polling at once would spin. Pause, let closes free descriptors.
-                self.pause()
-                self._after(EXHAUSTED_PAUSE_S, self.resume)
-                self.on_exhausted(error)
+                self.rest(error)
                 return False
             if accepted is None:
                 return True
