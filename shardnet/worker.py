@@ -29,6 +29,7 @@ from shardnet.watcher import Watcher
 
 ORPHAN_GRACE_S: Final = 2.0  # A worker whose supervisor is gone goes on accepting for so long, then drains.
 TASKS_GRACE_S: Final = 0.3  # What cancelled tasks get at least, also when the drain has used up its time.
+INTERNAL_ERRORS_MAX: Final = 100  # So many, and it is no accident: better a new worker.
 
 # The terminal sends these to the whole process group; in a worker only the supervisor's word counts. A handler that
 # does nothing, not SIG_IGN, because that one would be inherited by what the app executes.
@@ -104,12 +105,19 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGTERM, self._on_term)
         self._seat.board.row(self._seat.row).beat(time.monotonic_ns())
         self._control.send("ready")
+        internal_errors = 0
         while not self._stopped:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
                 # asyncio lets these out of a task that raised them. The task is over; the worker goes on.
                 self._log.error("task raised", error)
+            except Exception as error:
+                # A bug of ours, out of select(). What was being done is lost; thousands of connections need not be.
+                self._log.error("internal error", error)
+                internal_errors += 1
+                if internal_errors > INTERNAL_ERRORS_MAX:
+                    raise
         self._loop.close()
         self._watcher.close()
         return ExitCode.OK

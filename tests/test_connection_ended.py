@@ -10,6 +10,7 @@ import pytest
 
 from shardnet.connection import Connection
 from shardnet.errors import ConnectionFreed
+from shardnet.watcher import unread_bytes
 from tests.serving import Client, Serving, collect_garbage, until
 
 
@@ -214,3 +215,62 @@ def test_connections_can_be_kept_in_a_weak_set() -> None:
         kit.run(main(kit))
     collect_garbage()
     assert list(kept) == []
+
+
+def test_handler_that_neither_reads_nor_writes_learns_of_a_reset() -> None:
+    """Nobody received for it, so nobody met the error: a push handler that waits for its queue, or for `wait_closed`,
+    held its place for ever."""
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        client.reset()
+        await until(lambda: kit.server.handlers == 0)
+        assert kit.closed() == {"RESET": 1}
+        assert kit.handler_exceptions == 0
+        with pytest.raises(ConnectionResetError):
+            await conn.send(b"x")
+
+    with Serving(wait_for_the_end) as kit:
+        kit.run(main(kit))
+
+
+def test_bytes_before_a_reset_are_there_for_a_handler_that_reads_late() -> None:
+    gate = asyncio.Event()
+    received: list[bytes] = []
+
+    async def handler(conn: Connection) -> None:
+        await gate.wait()
+        received.append(await conn.read())
+        with pytest.raises(ConnectionResetError):
+            await conn.read()
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        client.put(b"last words")
+        await until(lambda: unread_bytes(conn.fd))
+        client.reset()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gate.set()
+        await until(lambda: kit.server.handlers == 0)
+        assert received == [b"last words"]
+        assert kit.handler_exceptions == 0
+
+    with Serving(handler) as kit:
+        kit.run(main(kit))
+
+
+def test_end_by_the_peer_is_no_news_for_a_handler_that_does_not_read() -> None:
+    """Its end of stream waits in the kernel, and what is sent to it still arrives."""
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        client.end()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await conn.send(b"still here")
+        assert await client.receive() == b"still here"
+        assert kit.active() == 1
+
+    with Serving(wait_for_the_end) as kit:
+        kit.run(main(kit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -290,4 +291,18 @@ def test_drain_takes_no_reply_back_that_is_with_the_kernel() -> None:
         assert await client.receive_to_end() == MUCH[:150_000]
 
     with Serving(handler, limits=Limits(linger_s=60)) as kit:
+        kit.run(main(kit))
+
+
+@KINDS
+def test_drain_goes_on_when_an_app_has_closed_a_descriptor_itself(handler: Callable[..., Any]) -> None:
+    """Asking the kernel how much is unread then raises EBADF, which once ended the drain: the worker never stopped, and
+    everybody was cut by the supervisor's kill."""
+
+    async def main(kit: Serving) -> None:
+        _, conn = await kit.open()
+        os.close(conn.fd)
+        assert await kit.server.drain(LONG_S)
+
+    with Serving(handler, limits=Limits(linger_s=0.01)) as kit:
         kit.run(main(kit))

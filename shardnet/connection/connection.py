@@ -304,7 +304,12 @@ class Connection(Stream):
             self._waiter.retire()
 
     def _nothing_pending(self) -> bool:
-        return self._leftover is None and not self.unsent_bytes and not self.readable and unread_bytes(self.fd) == 0
+        if self._leftover is not None or self.unsent_bytes or self.readable:
+            return False
+        try:
+            return unread_bytes(self.fd) == 0
+        except OSError:  # The app has closed the descriptor itself: nothing can be waiting on it.
+            return True
 
     def _on_handler_done(self, task: asyncio.Task[Any]) -> None:
         self.task = None

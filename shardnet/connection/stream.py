@@ -12,13 +12,23 @@ import asyncio
 import contextlib
 import enum
 import errno
+import os
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shardnet.connection.resume import DONE
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, WriteQueueOverflow
-from shardnet.watcher import RESET_ERRNOS, Channel, Timer, Watcher, end_of_output, reset_on_close
+from shardnet.watcher import (
+    RESET_ERRNOS,
+    Channel,
+    Timer,
+    Watcher,
+    end_of_output,
+    pending_error,
+    reset_on_close,
+    unread_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,12 @@ class Stream(Channel):
 
     def on_failed(self, error: OSError) -> None:
         self._fail(error)
+
+    def on_error_waiting(self) -> None:
+        # Whoever reads nothing would never know, and hold its place for ever. But bytes that came before the error are
+        # the handler's to read first.
+        if unread_bytes(self.fd) == 0 and (number := pending_error(self.fd)):
+            self._fail(OSError(number, os.strerror(number)))
 
     def on_sent(self) -> None:
         self._disarm()

@@ -21,6 +21,7 @@ EVENT_IN: Final = select.EPOLLIN
 EVENT_OUT: Final = select.EPOLLOUT
 EVENT_ODD: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 EVENT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
+EVENT_ERROR: Final = select.EPOLLERR
 CHANNEL_EVENTS: Final = EVENT_IN | EVENT_OUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 
 EVENTS_PER_POLL_MAX: Final = 1024
@@ -131,6 +132,12 @@ def unread_bytes(fd: int) -> int:
     """How many received bytes wait in the kernel."""
     answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
+
+
+def pending_error(fd: int) -> int:
+    """The errno that waits on the socket, which is thereby taken off; 0 when there is none."""
+    with _borrow(fd) as sock:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def end_of_output(fd: int) -> None:

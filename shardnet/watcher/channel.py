@@ -37,12 +37,13 @@ RESET_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORT
 class Agenda:
     """What the channels of one watcher have for its next turn, and the cells they count in."""
 
-    __slots__ = ("cells", "flushable", "ready", "receives_left")
+    __slots__ = ("cells", "failing", "flushable", "ready", "receives_left")
 
     def __init__(self, cells: memoryview) -> None:
         self.cells = cells
         self.ready: deque[Channel] = deque()  # Whose posted read may succeed.
         self.flushable: deque[Channel] = deque()  # Whose queued writes may go on.
+        self.failing: deque[Channel] = deque()  # In error, with no operation under way that would meet it.
         self.receives_left = RECEIVES_PER_TURN_MAX
 
     def count_failure(self, op: Op, error: OSError) -> None:
@@ -100,6 +101,9 @@ class Channel:
 
         With a write, the queue is gone.
         """
+
+    def on_error_waiting(self) -> None:
+        """The connection is in error (a reset, say), and no operation is under way that would meet it."""
 
     def on_sent(self) -> None:
         """The last byte that was queued is with the kernel now."""
@@ -206,7 +210,7 @@ class Channel:
 
     # What the watcher calls.
 
-    def note_events(self, *, inward: bool, odd: bool, outward: bool) -> None:
+    def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
         """Remember what a poll told, and put on the agenda what can be done about it."""
         if inward:
             self.readable = True
@@ -217,6 +221,8 @@ class Channel:
                 self._agenda.ready.append(self)
         if outward and self._queue is not None:
             self._ask_flush()
+        if error and not self._wanted and self._queue is None:
+            self._agenda.failing.append(self)
 
     def reap(self, swap: _sys.SwapBuffer, start: int, room: int) -> int:
         """Complete the posted read into the swap buffer: bytes received, 0 at the end, -1 when nothing completed."""

@@ -230,11 +230,14 @@ class Watcher:
             self._accept()
         if self.agenda.flushable:
             self._flush()
+        if self.agenda.failing:
+            self._fail()
         if self.agenda.ready:
             self._complete_reads()
 
     def _wait_s(self, timeout_s: float | None) -> float | None:
-        if self.agenda.ready or self._deferred or self.agenda.flushable or self._acceptable:
+        agenda = self.agenda
+        if agenda.ready or agenda.flushable or agenda.failing or self._deferred or self._acceptable:
             return 0.0
         due_s = self._timers.next_due_s()
         if due_s is None:
@@ -256,6 +259,7 @@ class Watcher:
                         inward=events & ~_sys.EVENT_OUT != 0,
                         odd=events & _sys.EVENT_ODD != 0,
                         outward=events & (_sys.EVENT_OUT | _sys.EVENT_FAILED) != 0,
+                        error=events & _sys.EVENT_ERROR != 0,
                     )
             elif isinstance(entry, Listener):
                 self._acceptable.append(entry)
@@ -283,6 +287,13 @@ class Watcher:
         flushable = self.agenda.flushable
         for _ in range(len(flushable)):
             flushable.popleft().flush()
+
+    def _fail(self) -> None:
+        failing = self.agenda.failing
+        for _ in range(len(failing)):
+            channel = failing.popleft()
+            if channel.fd >= 0 and not channel.reading:
+                channel.on_error_waiting()
 
     def _complete_reads(self) -> None:
         """Reap and dispatch channels that are ready now, once each; who is left, or gets ready meanwhile, is next."""
