@@ -26,7 +26,7 @@ from shardnet.board import Board
 from shardnet.check import check_app
 from shardnet.config import AUTO, OFF, Declaration, Settings, declarations
 from shardnet.cpus import usable_cpus
-from shardnet.errors import AddressInUse, AppError, ExitCode, ShardnetError, SystemFault, UsageError
+from shardnet.errors import AddressInUse, AppError, ExitCode, ShardnetError, UsageError
 from shardnet.filelimit import check_supervisor_fits, connections_within, raise_file_limit
 from shardnet.holder import name_holder
 from shardnet.listen import Address, AddressHeld, ListenerBank, SocketOptions, open_metrics_listener, parse_address
@@ -66,31 +66,40 @@ class AutoOr(click.IntRange):
 def _option(declaration: Declaration) -> Callable[..., Any]:
     """The flag of a declared setting."""
     meta = declaration.meta
-    name: dict[str, Any] = {"help": meta.help, "default": declaration.default, "show_default": True}
+    options: dict[str, Any] = {"help": meta.help, "default": declaration.default, "show_default": True}
     match declaration.type:
         case "bool":
-            return click.option(declaration.flag, declaration.name, is_flag=True, **(name | {"show_default": False}))
+            options |= {"is_flag": True, "show_default": False}
         case "tuple[str, ...]":
-            name |= {"multiple": True}
+            options |= {"multiple": True, "metavar": meta.metavar}
         case "Path":
-            name |= {"type": click.Path(exists=True, file_okay=False, path_type=Path), "show_default": "here"}
+            folder = click.Path(exists=True, file_okay=False, path_type=Path)
+            options |= {"type": folder, "show_default": "here", "metavar": meta.metavar}
         case "int | None":
-            name |= {"type": AutoOr(_whole(meta.least), _whole(meta.most)), "default": AUTO}
+            options |= {"type": AutoOr(_whole(meta.least), _whole(meta.most)), "default": AUTO, "metavar": meta.metavar}
         case "int":
-            name |= {"type": click.IntRange(_whole(meta.least), _whole(meta.most))}
+            options |= {"type": click.IntRange(_whole(meta.least), _whole(meta.most)), "metavar": meta.metavar}
         case "float":
-            name |= {"type": click.FloatRange(meta.least, meta.most)}
-    return click.option(declaration.flag, declaration.name, metavar=meta.metavar, **name)
+            options |= {"type": click.FloatRange(meta.least, meta.most), "metavar": meta.metavar}
+        case _:
+            options |= {"metavar": meta.metavar}
+    return click.option(declaration.flag, declaration.name, **options)
 
 
 def _whole(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
 
 
-def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    for declaration in reversed(list(declarations())):
-        command = _option(declaration)(command)
-    return command
+def _with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The flags of these settings; of all of them when none is named."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for declaration in reversed(list(declarations())):
+            if not names or declaration.name in names:
+                command = _option(declaration)(command)
+        return command
+
+    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -104,7 +113,7 @@ def cli(ctx: click.Context) -> None:
 
 @cli.command(epilog=EXAMPLES, short_help="Serve a handler.")
 @click.argument("app", metavar="MODULE:NAME")
-@_with_settings
+@_with_settings()
 @click.pass_context
 def run(ctx: click.Context, /, app: str, **values: Any) -> None:
     """Serve the handler NAME of MODULE: `async def handler(conn)` or `def on_data(conn, data)`."""
@@ -117,15 +126,7 @@ def run(ctx: click.Context, /, app: str, **values: Any) -> None:
 
 @cli.command(short_help="Load an app and say what it is, or what is wrong with it.")
 @click.argument("app", metavar="MODULE:NAME")
-@click.option(
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path(),
-    metavar="DIR",
-    show_default="here",
-    help="Where to look for the app's module first.",
-)
-@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@_with_settings("app_dir", "debug")
 def check(app: str, app_dir: Path, debug: bool) -> None:
     """Load an app in a child process and say what it is, or what is wrong with it (exit status 4)."""
     with _one_line_errors(debug):
@@ -242,8 +243,7 @@ def _say_serving(app: str, bank: ListenerBank, shards: int, metrics: socket.sock
     noun = "shard" if shards == 1 else "shards"
     line = f"shardnet {__version__} serving {app} on {on}, {shards} {noun}, engine {ENGINE}"
     if metrics is not None:
-        host, port = metrics.getsockname()[:2]
-        line += f", metrics on {f'[{host}]' if ':' in host else host}:{port}"
+        line += f", metrics on {Address(metrics.family, *metrics.getsockname()[:2])}"
     with contextlib.suppress(OSError):  # Whoever read the line is gone: serve all the same.
         click.echo(line)
 
@@ -284,8 +284,6 @@ def _exit_code(error: ShardnetError) -> ExitCode:
             return ExitCode.ADDRESS
         case NobodyServed():
             return ExitCode.UNSERVED
-        case SystemFault():
-            return ExitCode.FAILED
         case _:
             return ExitCode.FAILED
 

@@ -147,3 +147,15 @@ async def immortal(conn: Connection) -> None:
     threading.Thread(target=threading.Event().wait).start()
     async for data in conn:
         await conn.send(data)
+
+
+def _break() -> None:
+    raise LookupError("out of a turn")
+
+
+async def breaking(conn: Connection) -> None:
+    """An echo that, asked to `break`, makes a turn of the watcher raise: what a bug of shardnet's own would do."""
+    async for data in conn:
+        if data == b"break\n":
+            conn._host.watcher.defer(_break)
+        await conn.send(data)

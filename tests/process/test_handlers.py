@@ -90,3 +90,19 @@ def test_handler_may_use_a_third_party_client() -> None:
             said = client.line()
             assert said.startswith(b"200 200 "), said
             assert b"'shards'" in said
+
+
+def test_worker_survives_an_error_out_of_its_own_loop() -> None:
+    """It is logged, and neither the one that met it nor its neighbour loses the connection."""
+    with (
+        ShardedServer("tests.process.apps:breaking", workers=1, expect_tracebacks=1) as server,
+        Client(server.address) as client,
+        Client(server.address) as neighbour,
+    ):
+        workers = server.wait_serving()
+        assert neighbour.ask(b"hello") == b"hello"
+        assert client.ask(b"break") == b"break"
+        server.output.wait(r'error worker event="internal error" shard=0', 10.0)
+        assert client.ask(b"still there") == b"still there"
+        assert neighbour.ask(b"and you") == b"and you"
+        assert server.worker_pids() == workers
