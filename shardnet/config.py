@@ -29,7 +29,6 @@ class Meta:
     metavar: str = ""
     least: float | None = None
     most: float | None = None
-    or_auto: bool = False
 
 
 def _setting(default: Any, help_: str, metavar: str = "", **more: Any) -> Any:
@@ -49,12 +48,11 @@ class Settings:
         "N",
         least=1,
         most=1024,
-        or_auto=True,
     )
     metrics_bind: str = _setting("127.0.0.1:9464", "Address of /metrics and the health pages; off: none.", "HOST:PORT")
     app_dir: Path = _setting(HERE, "Where to look for the app's module first.", "DIR")
     max_connections: int | None = _setting(
-        None, "Open connections per worker; auto: as many as the file limit allows.", "N", least=1, or_auto=True
+        None, "Open connections per worker; auto: as many as the file limit allows.", "N", least=1
     )
     backlog: int = _setting(4096, "Connections that may wait to be accepted, per shard.", "N", least=1)
     swap_size_bytes: int = _setting(

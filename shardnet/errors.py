@@ -30,7 +30,6 @@ class ExitCode(enum.IntEnum):
     OK = 0  # Asked to stop, also when the drain deadline cut connections.
     FAILED = 1
     USAGE = 2
-    CONFIG = 3
     APP = 4  # The app could not be loaded.
     ADDRESS = 5  # An address is in use, or this server is running already.
     UNSERVED = 70  # Workers kept failing until nobody had served for a while.

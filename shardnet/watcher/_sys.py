@@ -40,9 +40,6 @@ class Poller:
         self._epoll = select.epoll()
         self._events: list[tuple[int, int]] = []
 
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
     def add(self, fd: int, events: int) -> None:
         self._epoll.register(fd, events)
 

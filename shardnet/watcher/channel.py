@@ -17,6 +17,7 @@ from shardnet.watcher.counters import (
     READ_EOF,
     READ_OK,
     TRAFFIC_ALONE,
+    TRAFFIC_SENT,
     WRITE_CANCELLED,
     WRITE_OK,
     Op,
@@ -198,7 +199,7 @@ class Channel:
                 agenda.count_failure(Op.WRITE, error)
                 raise
             self.sent_bytes += sent
-            agenda.cells[self.traffic + 1] += sent
+            agenda.cells[self.traffic + TRAFFIC_SENT] += sent
             if sent == size:
                 agenda.cells[WRITE_OK] += 1
                 return True
@@ -303,7 +304,7 @@ class Channel:
         agenda = self._agenda
         self.sent_bytes += sent
         self.unsent_bytes -= sent
-        agenda.cells[self.traffic + 1] += sent
+        agenda.cells[self.traffic + TRAFFIC_SENT] += sent
         while sent:
             head = queue[0]
             if sent < len(head):
