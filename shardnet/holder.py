@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import contextlib
 
+from shardnet.errors import ShardnetError
+from shardnet.listen import AddressHeld
+
+
+def with_holder(error: ShardnetError) -> str:
+    """An error's text, and who has the address if that is what it is about."""
+    if isinstance(error, AddressHeld) and error.holder_pid is None:
+        return f"{error}{name_holder(error.address.host, error.address.port)}"
+    return str(error)
+
 
 def name_holder(host: str, port: int) -> str:
     """`; held by NAME (pid N)` for the process that listens there, or "" where that cannot be seen."""

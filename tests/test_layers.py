@@ -26,8 +26,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "cpus": {"errors"},
     "config": {"errors"},
     "filelimit": {"errors"},
-    "holder": {"errors"},
     "listen": {"errors"},
+    "holder": {"errors", "listen"},
     "log": {"errors"},
     "app": {"errors"},
     "check": {"app", "errors"},
@@ -39,10 +39,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "worker": {"app", "errors", "log", "loop", "metrics", "seats", "server", "watcher", "control", "board"},
     "exporter": {"app", "board", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher"},
     "supervisor": {"board", "control", "errors", "listen", "log", "metrics", "seats"},
-    "cli": {
-        "app", "board", "check", "config", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log",
-        "seats", "supervisor", "watcher", "worker", "__init__",
+    "serve": {
+        "board", "config", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log", "seats", "supervisor",
+        "watcher", "worker", "__init__",
     },
+    "cli": {"app", "check", "config", "errors", "holder", "serve", "supervisor", "__init__"},
     "__init__": {"connection", "watcher"},
     "__main__": {"cli"},
 }  # fmt: skip
