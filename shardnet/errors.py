@@ -11,6 +11,7 @@ import enum
 __all__ = [
     "AddressInUse",
     "AppError",
+    "ConfigError",
     "ConnectionFreed",
     "DeadlineExceeded",
     "ExitCode",
@@ -30,6 +31,7 @@ class ExitCode(enum.IntEnum):
     OK = 0  # Asked to stop, also when the drain deadline cut connections.
     FAILED = 1
     USAGE = 2
+    CONFIG = 3  # A configuration file or an environment variable says something that cannot be.
     APP = 4  # The app could not be loaded.
     ADDRESS = 5  # An address is in use, or this server is running already.
     UNSERVED = 70  # Workers kept failing until nobody had served for a while.
@@ -41,6 +43,10 @@ class ShardnetError(Exception):
 
 class UsageError(ShardnetError):
     """The caller of our API, or the user of our command line, asked for something that cannot be."""
+
+
+class ConfigError(UsageError):
+    """A configuration file, or an environment variable, says something that cannot be."""
 
 
 class AppError(UsageError):

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from shardnet.connection import Connection, Limits
-from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome, unread_bytes
+from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome
 from tests.serving import Serving, until
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)
@@ -53,7 +53,7 @@ def test_callback_that_is_flooded_reads_on_after_a_full_chunk() -> None:
         client, conn = await kit.open()
         conn.pause()
         await client.send(bytes(CHUNK_MAX_BYTES + 1))
-        await until(lambda: unread_bytes(conn.fd) == CHUNK_MAX_BYTES + 1)
+        await until(lambda: conn.unread_in_kernel() == CHUNK_MAX_BYTES + 1)
         conn.resume()
         await until(lambda: len(got) == 2)
 
@@ -118,7 +118,7 @@ def test_peer_that_does_not_listen_is_not_heard() -> None:
         client, conn = await kit.open(receive_buffer_bytes=SMALL_BUFFER_BYTES)
         sending = asyncio.create_task(client.send(MUCH))
         await until(lambda: conn.unsent_bytes > limits.write_high_bytes)
-        await until(lambda: unread_bytes(conn.fd))
+        await until(lambda: conn.unread_in_kernel())
         assert not conn.reading
         assert conn.unsent_bytes <= limits.write_high_bytes + CHUNK_MAX_BYTES
         assert await client.receive_exactly(len(MUCH)) == MUCH
@@ -141,7 +141,7 @@ def test_resume_does_not_go_round_the_backpressure() -> None:
         client, conn = await kit.open(receive_buffer_bytes=SMALL_BUFFER_BYTES)
         sending = asyncio.create_task(client.send(MUCH))
         await until(lambda: conn.unsent_bytes > limits.write_high_bytes)
-        await until(lambda: unread_bytes(conn.fd))
+        await until(lambda: conn.unread_in_kernel())
         assert not conn.reading
         assert await client.receive_exactly(len(MUCH)) == MUCH
         await sending
@@ -164,7 +164,7 @@ def test_pause_leaves_bytes_in_the_kernel_until_resume() -> None:
         for data in (b"b", b"c"):
             client.put(data)
             await until(lambda: conn.readable)
-            assert unread_bytes(conn.fd) == 1
+            assert conn.unread_in_kernel() == 1
             conn.resume()
             await until(lambda data=data: got[-1] == data)  # type: ignore[misc]
             assert not conn.reading

@@ -10,7 +10,6 @@ import pytest
 
 from shardnet.connection import Connection
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import unread_bytes
 from tests.serving import Client, Serving, collect_garbage, until
 
 
@@ -247,7 +246,7 @@ def test_bytes_before_a_reset_are_there_for_a_handler_that_reads_late() -> None:
     async def main(kit: Serving) -> None:
         client, conn = await kit.open()
         client.put(b"last words")
-        await until(lambda: unread_bytes(conn.fd))
+        await until(lambda: conn.unread_in_kernel())
         client.reset()
         for _ in range(10):
             await asyncio.sleep(0)

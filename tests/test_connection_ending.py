@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.connection import Connection, Limits
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import Op, Outcome, unread_bytes
+from shardnet.watcher import Op, Outcome
 from tests.serving import Serving, the_task, this_task, until
 
 SMALL_BUFFER_BYTES = 4096
@@ -49,7 +49,7 @@ def test_reply_survives_input_that_nobody_read() -> None:
 
     async def handler(conn: Connection) -> None:
         await conn.read(1)
-        while unread_bytes(conn.fd) < 30_000:
+        while conn.unread_in_kernel() < 30_000:
             await asyncio.sleep(0)
         await conn.send(MUCH)
 

@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.connection import LINE_MAX_BYTES, CallbackConnection, Connection
 from shardnet.errors import UsageError
-from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome, unread_bytes
+from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome
 from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX
 from tests.serving import Serving, the_task, until
 
@@ -38,7 +38,7 @@ def reads(*steps: Read, puts: list[bytes | None], outcome: list[object] | None =
                 client.end()
             else:
                 client.put(data)
-            await until(lambda: task.done() or (unread_bytes(conn.fd) == 0 and conn._parked))
+            await until(lambda: task.done() or (conn.unread_in_kernel() == 0 and conn._parked))
         await task
 
     with Serving(handler) as kit:
@@ -68,7 +68,7 @@ def test_read_gives_chunks_of_at_most_64_kib(read: Read) -> None:
     sizes = []
 
     async def handler(conn: Connection) -> None:
-        while unread_bytes(conn.fd) < CHUNK_MAX_BYTES + 1:
+        while conn.unread_in_kernel() < CHUNK_MAX_BYTES + 1:
             await asyncio.sleep(0)
         sizes.append(len(await read(conn)))
         sizes.append(len(await read(conn)))
@@ -267,13 +267,13 @@ def test_paused_connection_leaves_bytes_in_the_kernel() -> None:
         client.put(b"a")
         await until(lambda: conn.readable)
         assert not got
-        assert unread_bytes(conn.fd) == 1
+        assert conn.unread_in_kernel() == 1
         conn.resume()
         await until(lambda: got)
         conn.pause()  # While a read waits: it goes on waiting.
         client.put(b"b")
         await until(lambda: conn.readable)
-        assert unread_bytes(conn.fd) == 1
+        assert conn.unread_in_kernel() == 1
         conn.resume()
         await task
 
@@ -289,7 +289,7 @@ def test_resume_wants_no_more_than_the_read_that_waits() -> None:
     async def handler(conn: Connection) -> None:
         conn.pause()
         got.append(await conn.read(2))
-        got.append(unread_bytes(conn.fd))
+        got.append(conn.unread_in_kernel())
 
     async def main(kit: Serving) -> None:
         client, conn = await kit.open()

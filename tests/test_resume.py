@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import pytest
 
 from shardnet.connection import Connection
-from shardnet.watcher import unread_bytes
 from tests.serving import MODES, Serving, collect_garbage, the_task, this_task, until
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)
@@ -219,11 +218,11 @@ def test_bytes_stay_in_the_kernel_while_nobody_reads(mode: str) -> None:
 
     async def handler(conn: Connection) -> None:
         seen.append(await conn.read())
-        while unread_bytes(conn.fd) < 5:
+        while conn.unread_in_kernel() < 5:
             await asyncio.sleep(0)
         seen.append(kit.received_bytes())
         conn.read()  # Not awaited: takes nothing.
-        seen.append(unread_bytes(conn.fd))
+        seen.append(conn.unread_in_kernel())
         seen.append(await conn.read())
 
     async def main(kit: Serving) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from shardnet.connection import Connection, Limits
-from shardnet.watcher import unread_bytes
 from tests.serving import Serving, collect_garbage, the_task, this_task, until
 
 LONG_S = 60.0
@@ -100,7 +99,7 @@ def test_drain_leaves_a_paused_connection_with_unread_bytes_its_time(handler: Ca
         client, conn = await kit.open()
         conn.pause()
         client.put(b"x")
-        await until(lambda: unread_bytes(conn.fd))
+        await until(lambda: conn.unread_in_kernel())
         draining = asyncio.create_task(kit.server.drain(LONG_S))
         await until(lambda: conn.shard.draining)
         conn.resume()

@@ -16,10 +16,6 @@ from shardnet.watcher import (
     Op,
     Outcome,
     _sys,
-    end_of_output,
-    local_address,
-    reset_on_close,
-    unread_bytes,
 )
 from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX
 from tests.watcher_kit import Bench, receive_all, reset, tcp_pair, wait_for, wait_unread
@@ -33,7 +29,7 @@ def bench() -> Iterator[Bench]:
 
 def send_and_wait(peer: socket.socket, channel: Channel, data: bytes) -> None:
     """Send, and see it in the channel's kernel buffer."""
-    before = unread_bytes(channel.fd)
+    before = channel.unread_in_kernel()
     peer.sendall(data)
     wait_unread(channel.fd, before + len(data))
 
@@ -62,7 +58,7 @@ def test_bytes_without_a_posted_read_stay_in_the_kernel(bench: Bench) -> None:
     peer.shutdown(socket.SHUT_WR)
     bench.settle()
     assert bench.journal == []
-    assert unread_bytes(channel.fd) == 5
+    assert channel.unread_in_kernel() == 5
     channel.read_on()
     assert bench.journal == []  # Never from inside the call that asks.
     bench.until(lambda: bench.journal)
@@ -157,7 +153,7 @@ def test_writing_works_after_the_peer_ended_its_stream(bench: Bench) -> None:
     peer.shutdown(socket.SHUT_WR)
     bench.until(lambda: bench.of("a") == ["end"])
     assert channel.submit_write(b"still here")
-    end_of_output(channel.fd)
+    channel.end_output()
     assert receive_all(peer) == b"still here"
 
 
@@ -234,7 +230,7 @@ def test_withdrawn_read_leaves_its_bytes_in_the_kernel(bench: Bench) -> None:
     assert not channel.reading
     send_and_wait(peer, channel, b"abc")
     bench.settle()
-    assert (bench.journal, unread_bytes(channel.fd)) == ([], 3)
+    assert (bench.journal, channel.unread_in_kernel()) == ([], 3)
     channel.post_read()
     bench.until(lambda: bench.journal)
     assert bench.journal == [("a", "received", b"abc")]
@@ -250,7 +246,7 @@ def test_withdrawn_when_on_the_agenda_loses_no_byte_and_posts_again_once(bench: 
     channel.post_read(2)
     assert channel.withdraw_read()
     bench.settle()
-    assert unread_bytes(channel.fd) == 3
+    assert channel.unread_in_kernel() == 3
     channel.post_read(1)
     assert channel.withdraw_read()
     channel.post_read(3)
@@ -358,15 +354,15 @@ def test_receive_now_raises_what_killed_the_connection(bench: Bench) -> None:
 
 def test_unread_bytes_counts_what_waits(bench: Bench) -> None:
     channel, peer = bench.tcp()
-    assert unread_bytes(channel.fd) == 0
+    assert channel.unread_in_kernel() == 0
     send_and_wait(peer, channel, bytes(1234))
-    assert unread_bytes(channel.fd) == 1234
+    assert channel.unread_in_kernel() == 1234
 
 
 def test_local_address_is_our_end_and_leaves_the_descriptor_open(bench: Bench) -> None:
     channel, peer = bench.tcp()
-    assert local_address(channel.fd) == peer.getpeername()
-    assert local_address(channel.fd) == peer.getpeername()
+    assert channel.local_address() == peer.getpeername()
+    assert channel.local_address() == peer.getpeername()
 
 
 def test_end_of_output_raises_when_the_peer_is_gone(bench: Bench) -> None:
@@ -374,7 +370,7 @@ def test_end_of_output_raises_when_the_peer_is_gone(bench: Bench) -> None:
     reset(peer)
     wait_for(channel.fd, select.POLLHUP)
     with pytest.raises(OSError) as raised:
-        end_of_output(channel.fd)
+        channel.end_output()
     assert raised.value.errno == errno.ENOTCONN
     channel.post_read()  # The descriptor is still ours.
     bench.until(lambda: bench.journal)
@@ -382,7 +378,7 @@ def test_end_of_output_raises_when_the_peer_is_gone(bench: Bench) -> None:
 
 def test_reset_on_close_shows_the_peer_a_reset(bench: Bench) -> None:
     channel, peer = bench.tcp()
-    reset_on_close(channel.fd)
+    channel.reset_on_close()
     bench.watcher.free(channel)
     with pytest.raises(ConnectionResetError):
         peer.recv(1)

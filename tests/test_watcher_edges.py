@@ -113,7 +113,7 @@ def test_end_of_a_peer_that_closes_wholly_leaves_the_bytes_readable(bench: Bench
 def test_half_close_of_both_ends_is_met_although_everything_hangs_up(bench: Bench) -> None:
     channel, peer = bench.tcp()
     channel.submit_write(b"bye")
-    _sys.end_of_output(channel.fd)
+    channel.end_output()
     peer.sendall(b"bye")
     peer.shutdown(socket.SHUT_WR)
     wait_for(channel.fd, select.POLLHUP | select.POLLRDHUP)

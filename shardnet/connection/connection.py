@@ -16,7 +16,7 @@ from typing import Any, Final
 from shardnet.connection.resume import Fill, Read, State, Waiter
 from shardnet.connection.stream import CloseReason, Host, Stage, Stream
 from shardnet.errors import ConnectionFreed, UsageError
-from shardnet.watcher import CHUNK_MAX_BYTES, local_address, unread_bytes
+from shardnet.watcher import CHUNK_MAX_BYTES
 
 LINE_MAX_BYTES: Final = 65536  # The default `limit` of `read_until`, as in asyncio.
 
@@ -86,7 +86,7 @@ class Connection(Stream):
         """The address of this end. Raises `ConnectionFreed` when the connection is closed."""
         if self.fd < 0:
             raise ConnectionFreed("the local address of a connection that is closed")
-        return local_address(self.fd)
+        return self.local_address()
 
     # Reading.
 
@@ -307,7 +307,7 @@ class Connection(Stream):
         if self._leftover is not None or self.unsent_bytes or self.readable:
             return False
         try:
-            return unread_bytes(self.fd) == 0
+            return self.unread_in_kernel() == 0
         except OSError:  # The app has closed the descriptor itself: nothing can be waiting on it.
             return True
 

@@ -19,16 +19,7 @@ from typing import Any, Protocol
 
 from shardnet.connection.resume import DONE
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, WriteQueueOverflow
-from shardnet.watcher import (
-    RESET_ERRNOS,
-    Channel,
-    Timer,
-    Watcher,
-    end_of_output,
-    pending_error,
-    reset_on_close,
-    unread_bytes,
-)
+from shardnet.watcher import RESET_ERRNOS, Channel, Timer, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +179,7 @@ class Stream(Channel):
     def on_error_waiting(self) -> None:
         # Whoever reads nothing would never know, and hold its place for ever. But bytes that came before the error are
         # the handler's to read first.
-        if unread_bytes(self.fd) == 0 and (number := pending_error(self.fd)):
+        if self.unread_in_kernel() == 0 and (number := self.pending_error()):
             self._fail(OSError(number, os.strerror(number)))
 
     def on_sent(self) -> None:
@@ -279,7 +270,7 @@ class Stream(Channel):
             return
         try:
             # Not left to the close: a process that the app forked may hold the descriptor, and the peer would wait.
-            end_of_output(self.fd)
+            self.end_output()
         except OSError:  # The peer is gone already: nothing to linger for.
             self._end(self._reason)
             return
@@ -322,7 +313,7 @@ class Stream(Channel):
     def _reset(self, reason: CloseReason) -> None:
         if self.fd >= 0:  # The watcher may have been closed before us.
             with contextlib.suppress(OSError):  # A peer that is gone needs no reset.
-                reset_on_close(self.fd)
+                self.reset_on_close()
         self._end(reason)
 
     def _end(self, reason: CloseReason) -> None:

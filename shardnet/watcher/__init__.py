@@ -5,15 +5,7 @@ It knows neither asyncio nor anything else of shardnet but its errors.
 
 from typing import Final
 
-from shardnet.watcher._sys import (
-    EVENT_IN,
-    EVENT_OUT,
-    end_of_output,
-    local_address,
-    pending_error,
-    reset_on_close,
-    unread_bytes,
-)
+from shardnet.watcher._sys import EVENT_IN, EVENT_OUT
 from shardnet.watcher.channel import CHUNK_MAX_BYTES, RESET_ERRNOS, Agenda, Channel
 from shardnet.watcher.counters import Op, Outcome
 from shardnet.watcher.engine import Watcher
@@ -35,9 +27,4 @@ __all__ = [
     "Outcome",
     "Timer",
     "Watcher",
-    "end_of_output",
-    "local_address",
-    "pending_error",
-    "reset_on_close",
-    "unread_bytes",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from shardnet.errors import ConnectionFreed
 from shardnet.watcher import _sys
@@ -69,6 +69,7 @@ class Channel:
         "_wanted",
         "fd",
         "readable",
+        "received_bytes",
         "sent_bytes",
         "traffic",
         "unsent_bytes",
@@ -79,6 +80,7 @@ class Channel:
         self.fd = fd  # -1 once freed.
         self.traffic = traffic
         self.readable = False  # Bytes, the end or an error may wait in the kernel.
+        self.received_bytes = 0  # Handed to the owner since the start.
         self.sent_bytes = 0  # Handed to the kernel since the start.
         self.unsent_bytes = 0  # Submitted, but still here.
         self._agenda = agenda
@@ -174,6 +176,7 @@ class Channel:
             self.readable = False
         agenda.cells[READ_OK] += 1
         agenda.cells[self.traffic] += received
+        self.received_bytes += received
         return data
 
     def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
@@ -208,6 +211,28 @@ class Channel:
         self._queue.append(memoryview(rest)[sent:] if sent else rest)
         self.unsent_bytes += size - sent
         return False
+
+    # The socket itself. None of these is for a channel that was freed.
+
+    def end_output(self) -> None:
+        """Say that nothing more will be sent. Raises `OSError` when the peer is gone."""
+        _sys.end_of_output(self.fd)
+
+    def reset_on_close(self) -> None:
+        """Make the close, which must follow, a reset: what is unsent is thrown away. Raises `OSError`."""
+        _sys.reset_on_close(self.fd)
+
+    def unread_in_kernel(self) -> int:
+        """How many bytes wait to be received. Raises `OSError`."""
+        return _sys.unread_bytes(self.fd)
+
+    def pending_error(self) -> int:
+        """The errno that the next operation would meet, or 0. Asking takes it."""
+        return _sys.pending_error(self.fd)
+
+    def local_address(self) -> Any:
+        """The address of this end, as `socket.getsockname` gives it. Raises `OSError`."""
+        return _sys.local_address(self.fd)
 
     # What the watcher calls.
 

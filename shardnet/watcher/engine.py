@@ -338,6 +338,7 @@ class Watcher:
             elif size:
                 cells[READ_OK] += 1
                 cells[channel.traffic] += size
+                channel.received_bytes += size
                 channel.on_received(start, size)
             elif error is None:
                 cells[READ_EOF] += 1
