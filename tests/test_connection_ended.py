@@ -273,3 +273,24 @@ def test_end_by_the_peer_is_no_news_for_a_handler_that_does_not_read() -> None:
 
     with Serving(wait_for_the_end) as kit:
         kit.run(main(kit))
+
+
+def test_reset_right_behind_the_end_of_the_stream_ends_a_connection_that_is_read_no_more() -> None:
+    """Both came in one poll: the read met the end, and the error was forgotten with the event that told of it."""
+    ended = []
+
+    async def read_to_the_end_then_wait(conn: Connection) -> None:
+        ended.append(await conn.read())
+        await conn.wait_closed()
+
+    async def main(kit: Serving) -> None:
+        client, conn = await kit.open()
+        client.end()
+        client.reset()
+        await until(conn.is_closing)
+        await conn.wait_closed()
+        assert ended == [b""]
+        assert kit.closed() == {"RESET": 1}
+
+    with Serving(read_to_the_end_then_wait) as kit:
+        kit.run(main(kit))

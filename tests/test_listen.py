@@ -11,12 +11,13 @@ import pytest
 
 from shardnet.errors import SystemFault, UsageError
 from shardnet.listen import (
-    Address,
     AddressHeld,
     ListenerBank,
     SocketOptions,
+    TcpAddress,
     open_metrics_listener,
     parse_address,
+    parse_tcp_address,
 )
 
 ANY_PORT = "127.0.0.1:0"
@@ -51,6 +52,13 @@ def open_fds() -> list[str]:
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
+def port_of(bank: ListenerBank) -> int:
+    """The port of its first address."""
+    address = bank.addresses[0]
+    assert isinstance(address, TcpAddress)
+    return address.port
+
+
 def accept_any(listeners: Sequence[socket.socket]) -> tuple[int, socket.socket]:
     """The index of the listener that a connection has come to, and the connection."""
     readable, _, _ = select.select(listeners, [], [], 10)
@@ -68,12 +76,15 @@ def accept_any(listeners: Sequence[socket.socket]) -> tuple[int, socket.socket]:
         ("[::]:65535", socket.AF_INET6, "[::]:65535"),
         ("[0:0:0:0:0:0:0:1]:9000", socket.AF_INET6, "[::1]:9000"),
         ("[fe80::1%lo]:9000", socket.AF_INET6, "[fe80::1%lo]:9000"),
+        ("*:9000", socket.AF_INET6, "*:9000"),
     ],
 )
 def test_address_is_parsed(text: str, family: socket.AddressFamily, shown: str) -> None:
     address = parse_address(text)
+    assert isinstance(address, TcpAddress)
     assert address.family is family
     assert str(address) == shown
+    assert parse_address(shown) == address
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,8 @@ def test_address_is_parsed(text: str, family: socket.AddressFamily, shown: str) 
         ("[::ffff:127.0.0.1]:9000", "write 127.0.0.1:9000"),
         ("no-such-host.invalid:9000", "is not known here"),
         ("." * 70 + ":9000", "is not known here"),
+        ("127.0.0.1:" + "9" * 5000, "is no number from 0 to 65535"),
+        ("[*]:9000", "is no IPv6 address"),
     ],
 )
 def test_wrong_address_is_refused_with_a_lesson(text: str, lesson: str) -> None:
@@ -105,10 +118,11 @@ def test_wrong_address_is_refused_with_a_lesson(text: str, lesson: str) -> None:
 def test_bank_has_one_listener_per_shard_and_address(banks: list[ListenerBank]) -> None:
     bank = open_bank(banks, ANY_PORT, ANY_PORT, shards=3)
     assert bank.shards == 3
-    assert len({address.port for address in bank.addresses}) == 2
+    assert len(set(bank.addresses)) == 2
+    assert bank.shared == (False, False)
     for shard in range(3):
         listeners = bank.listeners(shard)
-        assert [sock.getsockname()[1] for sock in listeners] == [address.port for address in bank.addresses]
+        assert ["127.0.0.1:{1}".format(*sock.getsockname()) for sock in listeners] == list(map(str, bank.addresses))
         assert not any(sock.getblocking() for sock in listeners)
         assert not any(sock.get_inheritable() for sock in listeners)
 
@@ -118,7 +132,7 @@ def test_every_listener_of_a_group_gets_its_share(banks: list[ListenerBank]) -> 
     listeners = [bank.listeners(shard)[0] for shard in range(4)]
     seen: set[int] = set()
     for _ in range(500):  # 3/4 ** 500 is how likely it is that one shard gets none.
-        with socket.create_connection(("127.0.0.1", bank.addresses[0].port)):
+        with socket.create_connection(("127.0.0.1", port_of(bank))):
             shard, accepted = accept_any(listeners)
             accepted.close()
             seen.add(shard)
@@ -128,7 +142,7 @@ def test_every_listener_of_a_group_gets_its_share(banks: list[ListenerBank]) -> 
 def test_accepted_connection_inherits_the_options(banks: list[ListenerBank]) -> None:
     """Set once on the listener, they cost nothing per connection."""
     bank = open_bank(banks, ANY_PORT, shards=1)
-    with socket.create_connection(("127.0.0.1", bank.addresses[0].port)):
+    with socket.create_connection(("127.0.0.1", port_of(bank))):
         _, accepted = accept_any(bank.listeners(0))
         with accepted:
             tcp = socket.IPPROTO_TCP
@@ -150,16 +164,46 @@ def test_backlog_effective_is_what_the_kernel_grants() -> None:
 
 @needs_ipv6
 def test_both_wildcards_stand_side_by_side(banks: list[ListenerBank]) -> None:
-    port = open_bank(banks, "[::]:0").addresses[0].port
+    port = port_of(open_bank(banks, "[::]:0"))
     bank = open_bank(banks, f":{port}")
     with socket.create_connection(("127.0.0.1", port)):
         accept_any([bank.listeners(shard)[0] for shard in range(2)])[1].close()
 
 
 @needs_ipv6
+def test_dual_stack_is_one_socket_for_both(banks: list[ListenerBank]) -> None:
+    bank = open_bank(banks, "*:0", shards=2)
+    assert str(bank.addresses[0]) == f"*:{port_of(bank)}"
+    listeners = [bank.listeners(shard)[0] for shard in range(2)]
+    assert len({sock.fileno() for sock in listeners}) == 2
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_connection((host, port_of(bank))):
+            accept_any(listeners)[1].close()
+
+
+@needs_ipv6
+def test_ipv6_listener_leaves_ipv4_alone(banks: list[ListenerBank]) -> None:
+    bank = open_bank(banks, "[::]:0", shards=1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port_of(bank)))
+
+
+@needs_ipv6
+@pytest.mark.parametrize("other", ["127.0.0.1", "0.0.0.0", "[::]", "[::1]", "*"])
+@pytest.mark.parametrize("dual_first", [True, False])
+def test_dual_stack_and_another_instance_are_in_each_others_way(
+    banks: list[ListenerBank], other: str, dual_first: bool
+) -> None:
+    first, second = ("*", other) if dual_first else (other, "*")
+    port = port_of(open_bank(banks, f"{first}:0"))
+    with pytest.raises(AddressHeld):
+        ListenerBank.open([parse_address(f"{second}:{port}")], 2)
+
+
+@needs_ipv6
 def test_ipv6_listener_accepts(banks: list[ListenerBank]) -> None:
     bank = open_bank(banks, "[::1]:0", shards=1)
-    with socket.create_connection(("::1", bank.addresses[0].port)):
+    with socket.create_connection(("::1", port_of(bank))):
         accept_any(bank.listeners(0))[1].close()
 
 
@@ -188,7 +232,7 @@ def test_address_of_somebody_else_is_in_use(reuse_port: bool) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
         other.bind(("127.0.0.1", 0))
         other.listen()
-        address = Address(socket.AF_INET, "127.0.0.1", other.getsockname()[1])
+        address = TcpAddress(socket.AF_INET, "127.0.0.1", other.getsockname()[1])
         with pytest.raises(AddressHeld, match=f"address {address} is in use") as caught:
             ListenerBank.open([address], 2)
         assert caught.value.address == address
@@ -199,7 +243,7 @@ def test_address_of_somebody_else_is_in_use(reuse_port: bool) -> None:
 def test_wildcard_and_specific_address_are_in_each_others_way(
     banks: list[ListenerBank], first: str, second: str
 ) -> None:
-    port = open_bank(banks, f"{first}:0").addresses[0].port
+    port = port_of(open_bank(banks, f"{first}:0"))
     with pytest.raises(AddressHeld, match=f"address {second}:{port} is in use"):
         ListenerBank.open([parse_address(f"{second}:{port}")], 2)
 
@@ -211,6 +255,14 @@ def test_wildcard_and_specific_address_are_in_each_others_way(
         (["127.0.0.1:9000", "127.0.0.1:9000"], "given twice"),
         (["127.0.0.1:9000", ":9000"], "0.0.0.0:9000 covers 127.0.0.1:9000"),
         (["[::]:9000", "[::1]:9000"], "[::]:9000 covers [::1]:9000"),
+        (["*:9000", "*:9000"], "given twice"),
+        (["*:9000", "127.0.0.1:9000"], "*:9000 covers 127.0.0.1:9000"),
+        ([":9000", "*:9000"], "*:9000 covers 0.0.0.0:9000"),
+        (["[::1]:9000", "*:9000"], "*:9000 covers [::1]:9000"),
+        (["[::]:9000", "*:9000"], "*:9000 covers [::]:9000"),
+        (["unix:/run/a", "127.0.0.1:9000", "unix:/run/a"], "unix:/run/a is given twice"),
+        (["unix:/proc/self/a", "unix:/proc/./self/../self/a"], "covers unix:/proc/self/a already"),
+        (["fd://7", "fd://7"], "fd://7 is given twice"),
     ],
 )
 def test_addresses_in_each_others_way_are_refused(texts: list[str], lesson: str) -> None:
@@ -245,11 +297,17 @@ def test_close_frees_the_address(banks: list[ListenerBank]) -> None:
 
 def test_address_is_free_again_with_connections_in_time_wait(banks: list[ListenerBank]) -> None:
     bank = open_bank(banks, ANY_PORT, shards=1)
-    with socket.create_connection(("127.0.0.1", bank.addresses[0].port)) as client:
+    with socket.create_connection(("127.0.0.1", port_of(bank))) as client:
         accept_any(bank.listeners(0))[1].close()  # The side that closes first keeps the port in TIME_WAIT.
         assert client.recv(1) == b""
     bank.close()
     open_bank(banks, str(bank.addresses[0]))
+
+
+@pytest.mark.parametrize("text", ["unix:/run/a", "fd://3", "9464"])
+def test_metrics_address_is_tcp(text: str) -> None:
+    with pytest.raises(UsageError, match="write HOST:PORT, for example"):
+        parse_tcp_address(text)
 
 
 def test_close_in_child_keeps_one_shard(banks: list[ListenerBank]) -> None:
@@ -263,8 +321,8 @@ def test_close_in_child_keeps_one_shard(banks: list[ListenerBank]) -> None:
 
 
 def test_metrics_listener_shares_with_nobody() -> None:
-    with open_metrics_listener(parse_address(ANY_PORT)) as listener:
-        address = Address(socket.AF_INET, *listener.getsockname())
+    with open_metrics_listener(parse_tcp_address(ANY_PORT)) as listener:
+        address = TcpAddress(socket.AF_INET, *listener.getsockname())
         with pytest.raises(AddressHeld, match=f"address {address} is in use"):
             open_metrics_listener(address)
         with socket.create_connection(listener.getsockname()):

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 EVENT_IN: Final = select.EPOLLIN
 EVENT_OUT: Final = select.EPOLLOUT
+EVENT_EXCLUSIVE: Final = select.EPOLLEXCLUSIVE  # Asked for, never told; such a registration cannot be modified.
 EVENT_ODD: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 EVENT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 EVENT_ERROR: Final = select.EPOLLERR

@@ -62,6 +62,7 @@ class Channel:
     __slots__ = (
         "_agenda",
         "_drained_when_short",
+        "_error_noted",
         "_flush_due",
         "_queue",
         "_reap_due",
@@ -90,6 +91,7 @@ class Channel:
         self._queue: deque[bytes | memoryview] | None = None
         self._reap_due = False  # Stands in the agenda already.
         self._flush_due = False
+        self._error_noted = False  # By the poll, while an operation was under way that should meet it.
 
     # What the layer above overrides.
 
@@ -236,6 +238,12 @@ class Channel:
 
     # What the watcher calls.
 
+    def note_end(self) -> None:
+        """The read met the end of the stream, and with it not the error that may stand behind it."""
+        if self._error_noted:
+            self._error_noted = False
+            self._agenda.failing.append(self)
+
     def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
         """Remember what a poll told, and put on the agenda what can be done about it."""
         if inward:
@@ -247,8 +255,11 @@ class Channel:
                 self._agenda.ready.append(self)
         if outward and self._queue is not None:
             self._ask_flush()
-        if error and not self._wanted and self._queue is None:
-            self._agenda.failing.append(self)
+        if error:
+            if self._wanted or self._queue is not None:
+                self._error_noted = True
+            else:
+                self._agenda.failing.append(self)
 
     def reap(self, swap: _sys.SwapBuffer, start: int, room: int) -> int:
         """Complete the posted read into the swap buffer: bytes received, 0 at the end, -1 when nothing completed."""

@@ -49,7 +49,7 @@ from shardnet.watcher.counters import (
     TIMER_OK,
     Op,
 )
-from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, Listener
+from shardnet.watcher.listener import Listener
 from shardnet.watcher.timers import Timer, TimerQueue
 
 READS_PER_TURN_MAX: Final = 256  # Channels that complete a read, before timers, accepts and guests get the turn.
@@ -132,10 +132,15 @@ class Watcher:
         sock: socket.socket,
         on_accept: Callable[[int, Any], None],
         on_exhausted: Callable[[OSError], None],
+        *,
+        exclusive: bool = False,
     ) -> Listener:
-        """Accept on `sock`, a listening, non-blocking socket that stays the caller's, until `unlisten`."""
+        """Accept on `sock`, a listening, non-blocking socket that stays the caller's, until `unlisten`.
+
+        `exclusive`: other processes accept on it too. One of them is woken for a connection, and takes one a turn.
+        """
         self._check_open()
-        listener = Listener(self._poller, self.cells, self.after, sock, on_accept, on_exhausted)
+        listener = Listener(self._poller, self.cells, self.after, sock, on_accept, on_exhausted, exclusive)
         self._enter(listener.fd, listener)
         return listener
 
@@ -281,7 +286,7 @@ class Watcher:
 
     def _accept(self) -> None:
         for _ in range(len(self._acceptable)):
-            self._acceptable.popleft().accept_queued(ACCEPTS_PER_TURN_MAX)
+            self._acceptable.popleft().accept_turn()
 
     def _flush(self) -> None:
         flushable = self.agenda.flushable
@@ -342,6 +347,7 @@ class Watcher:
                 channel.on_received(start, size)
             elif error is None:
                 cells[READ_EOF] += 1
+                channel.note_end()
                 channel.on_end()
             else:
                 self.agenda.count_failure(Op.READ, error)

@@ -1,6 +1,11 @@
 """Listeners: listening sockets that a watcher accepts on, borrowed from their owner.
 
 Level-triggered, so that connections which a bounded burst left in the backlog announce themselves again.
+
+Where several processes accept on one listener, the kernel would wake them all for each connection, and whoever runs
+first would take the whole backlog. So such a listener is *exclusive*: the kernel wakes one of those who wait, and a
+wake accepts one connection. Of those who wait it wakes the first in line, always the same one on a quiet server; so
+whoever has accepted goes to the end of the line, by registering anew.
 """
 
 from __future__ import annotations
@@ -41,7 +46,19 @@ class Listener:
     out of something (descriptors, memory) and accepting pauses for a moment.
     """
 
-    __slots__ = ("_after", "_cells", "_fd", "_pauses", "_poller", "_sock", "on_accept", "on_exhausted")
+    __slots__ = (
+        "_after",
+        "_cells",
+        "_events",
+        "_fd",
+        "_pauses",
+        "_poller",
+        "_sock",
+        "accepts_per_turn",
+        "exclusive",
+        "on_accept",
+        "on_exhausted",
+    )
 
     def __init__(
         self,
@@ -51,6 +68,7 @@ class Listener:
         sock: socket.socket,
         on_accept: Callable[[int, Any], None],
         on_exhausted: Callable[[OSError], None],
+        exclusive: bool,
     ) -> None:
         self._poller = poller
         self._cells = cells
@@ -58,9 +76,12 @@ class Listener:
         self._sock = sock
         self._fd = sock.fileno()
         self._pauses = 0
+        self._events = _sys.EVENT_IN | _sys.EVENT_EXCLUSIVE if exclusive else _sys.EVENT_IN
+        self.exclusive = exclusive
+        self.accepts_per_turn = 1 if exclusive else ACCEPTS_PER_TURN_MAX
         self.on_accept = on_accept
         self.on_exhausted = on_exhausted
-        poller.add(self._fd, _sys.EVENT_IN)
+        poller.add(self._fd, self._events)
 
     @property
     def fd(self) -> int:
@@ -77,7 +98,7 @@ class Listener:
         self._pauses -= 1
         if self._pauses == 0 and self._fd >= 0:
             try:
-                self._poller.add(self._fd, _sys.EVENT_IN)
+                self._poller.add(self._fd, self._events)
             except OSError as error:  # No memory, or too many descriptors polled by this user: try again later.
                 self.rest(error)
 
@@ -92,6 +113,14 @@ class Listener:
         if self._fd >= 0 and self._pauses == 0:
             self._poller.remove(self._fd)
         self._fd = -1
+
+    def accept_turn(self) -> None:
+        """Accept what a turn may, then let others have theirs."""
+        self.accept_queued(self.accepts_per_turn)
+        if self.exclusive:
+            # To the end of the line. What is queued meanwhile is not missed: registering looks.
+            self.pause()
+            self.resume()
 
     def accept_queued(self, attempts_max: int) -> bool:
         """Accept what is queued, in at most `attempts_max` attempts: True when the queue was seen empty."""
