@@ -7,6 +7,7 @@ import gzip
 import http
 import http.client
 import json
+import logging
 import os
 import platform
 import signal
@@ -14,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import prometheus_client.openmetrics.parser
@@ -24,6 +26,7 @@ from shardnet.board import Board, Kind, Metric, Role, Row
 from shardnet.control import ControlEndpoint, pair
 from shardnet.exporter.exporter import CLIENTS_MAX, Exporter, run_exporter
 from shardnet.exporter.http_pages import Request, Response
+from shardnet.log import LogOptions, set_up
 from shardnet.metrics import (
     CONNECTIONS_ACTIVE,
     SHARD_STATES,
@@ -131,7 +134,7 @@ def test_metrics_show_every_cell_of_the_board(scene: Scene, accept: str) -> None
         assert found[key("shard_state", shard=shard, state="serving")] == 1
         assert found[key("shard_state", shard=shard, state="booting")] == 0
         assert found[key("shard_restarts_total", shard=shard, reason="signal")] == 0
-    supervisor_series = 3 + SHARDS * (4 + 2)
+    supervisor_series = 5 + SHARDS * (4 + 2)
     exporter_series = 1 + SHARDS * 2
     assert len(found) == SHARDS * cells.count + supervisor_series + exporter_series
 
@@ -261,10 +264,20 @@ def test_healthz_shows_every_shard(scene: Scene) -> None:
 
 def test_healthz_shows_the_worker_whose_loop_turns(scene: Scene) -> None:
     board = scene.board
-    successor = board.row(board.claim(Role.WORKER, 0, 2, 99, started_ns=0))
+    successor = board.row(board.claim(Role.WORKER, 0, 1, 99, started_ns=0))
     successor.publish_pid(500)
     assert ask_json(scene, "/healthz")[1]["shards"][0]["pid"] == 100
     successor.beat(time.monotonic_ns())
+    assert ask_json(scene, "/healthz")[1]["shards"][0]["pid"] == 500
+
+
+def test_healthz_shows_no_worker_of_a_generation_that_does_not_serve_yet(scene: Scene) -> None:
+    board = scene.board
+    held = board.row(board.claim(Role.WORKER, 0, 2, 99, started_ns=0))
+    held.publish_pid(500)
+    held.beat(time.monotonic_ns())
+    assert ask_json(scene, "/healthz")[1]["shards"][0]["pid"] == 100
+    scene.supervisor.counts[scene.supervisor_cells.generation] = 2
     assert ask_json(scene, "/healthz")[1]["shards"][0]["pid"] == 500
 
 
@@ -324,7 +337,16 @@ class Process:
 
 
 @pytest.fixture
-def process(scene: Scene) -> Iterator[Process]:
+def log_file(tmp_path: Path) -> Iterator[Path]:
+    """The file that the exporter logs to."""
+    handler = set_up(LogOptions(file=tmp_path / "log"))
+    yield tmp_path / "log"
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+@pytest.fixture
+def process(scene: Scene, log_file: Path) -> Iterator[Process]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     ours, theirs = pair()
@@ -387,6 +409,15 @@ def test_exporter_leaves_signals_to_the_supervisor(process: Process, signum: sig
 def test_exporter_ignores_what_it_does_not_know(process: Process) -> None:
     process.control.send("sing")
     assert process.get("/livez")[0] == 200
+
+
+def test_exporter_opens_its_log_anew_when_told(process: Process, log_file: Path) -> None:
+    assert process.get("/livez")[0] == 200
+    log_file.unlink()
+    process.control.send("reopen_logs")
+    for _ in range(2):  # The first may have been read together with the message, and before it.
+        assert process.get("/livez")[0] == 200
+    assert log_file.exists()
 
 
 def test_exporter_serves_others_while_a_hundred_clients_are_slow(process: Process) -> None:

@@ -29,7 +29,7 @@ from shardnet.errors import ExitCode, SystemFault
 from shardnet.exporter.exposition import Build, expose
 from shardnet.exporter.health import Verdict, health, liveness, readiness
 from shardnet.exporter.http_pages import HttpPages, Request, Response
-from shardnet.log import get_logger
+from shardnet.log import get_logger, reopen
 from shardnet.loop import new_loop
 from shardnet.seats import ExporterSeat
 from shardnet.server import Server, private_cells
@@ -39,7 +39,7 @@ __all__ = ["Exporter", "run_exporter"]
 
 # A terminal, or an init that stops everything, sends these to all processes of a server; but the exporter is to show
 # how the others drain, and goes when the supervisor says so.
-LEFT_TO_THE_SUPERVISOR: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+LEFT_TO_THE_SUPERVISOR: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
 
 CLIENTS_MAX: Final = 128  # The others wait in the backlog, for a second or so: see HttpPages.
 SWAP_SIZE_BYTES: Final = 16 * 1024  # Requests are small.
@@ -100,6 +100,7 @@ def run_exporter(seat: ExporterSeat, *, version: str, engine: str) -> int:
     forked child."""
     for signum in LEFT_TO_THE_SUPERVISOR:
         signal.signal(signum, signal.SIG_IGN)
+    reopen()  # The log files: what the supervisor had open is closed here.
     exporter = Exporter(seat.board, version=version, engine=engine)
     memory, cells = private_cells(listener_count=1)
     watcher = Watcher(SWAP_SIZE_BYTES, memory)
@@ -125,7 +126,13 @@ async def _serve_until_told(server: Server, control: ControlEndpoint) -> None:
     told = asyncio.Event()
 
     def on_control() -> None:
-        if any(message.type == "drain" for message in control.receive()) or control.eof:
+        for message in control.receive():
+            match message.type:
+                case "drain":
+                    told.set()
+                case "reopen_logs":
+                    reopen()
+        if control.eof:
             told.set()
 
     loop = asyncio.get_running_loop()

@@ -75,8 +75,11 @@ def health(snapshot: Snapshot, now_ns: int, ready_min_shards: int) -> Verdict:
 
 
 def _shard(snapshot: Snapshot, shard: int, now_ns: int) -> dict[str, Any]:
-    # The youngest whose loop turns: while a successor boots, the worker that it is to succeed.
-    workers = sorted((w for w in snapshot.workers if w.shard == shard), key=lambda w: w.incarnation)
+    # The youngest whose loop turns: while a successor boots, the worker that it is to succeed. One of a generation that
+    # does not serve yet comes last of all, for it is held back.
+    serves = snapshot.value(GENERATION)
+    mine = (w for w in snapshot.workers if w.shard == shard)
+    workers = sorted(mine, key=lambda w: (w.generation <= serves, w.incarnation))
     worker = next((w for w in reversed(workers) if w.heartbeat_ns), workers[-1] if workers else None)
     return {
         "shard": shard,
