@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import traceback
 from pathlib import Path
 from typing import Never
 
-from shardnet.app import load
+from shardnet.app import FORMS, load, try_factory
 from shardnet.errors import AppError
 
 
@@ -41,7 +42,10 @@ def _load_and_report(name: str, app_dir: Path, writer: int) -> Never:
     status = 1
     try:
         try:
-            answer = {"kind": load(name, app_dir).kind.value}
+            handler = load(name, app_dir)
+            if handler.lifespan is None:  # Which may have to come first.
+                asyncio.run(try_factory(handler))
+            answer = {"kind": FORMS[handler.kind]}
         except AppError as error:
             detail = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
             answer = {"message": str(error), "detail": detail}

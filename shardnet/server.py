@@ -1,4 +1,4 @@
-"""The server of one worker: accepts, starts handlers, counts, drains.
+"""The server of one worker: accepts, starts handlers, calls the app's hooks, counts, drains.
 
 Lives here: what all connections of a worker share. Must not live here: what one connection does (see `connection`),
 processes and signals (see `worker`).
@@ -11,12 +11,17 @@ import contextlib
 import socket
 import time
 from array import array
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from shardnet.app import Handler, Kind
+from shardnet.adapters import ProtocolConnection, StreamsConnection
+from shardnet.app import Handler, Kind, describe, first_line, try_factory
 from shardnet.connection import CallbackConnection, CloseReason, Connection, Limits, Shard
-from shardnet.log import Log
+from shardnet.errors import AppError
+from shardnet.log import AccessLog, Log, RateLimit
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
 from shardnet.watcher import Listener, Watcher
 
@@ -24,6 +29,16 @@ DRAIN_SWEEP_S: Final = 0.05  # How often a draining server looks for connections
 CUT_GRACE_S: Final = 0.7  # What cancelled handlers and queued bytes get after the drain deadline.
 ACCEPT_DRAIN_MAX: Final = 65536  # Connections taken from one backlog at a drain; a backlog holds 4096 by default.
 EXHAUSTED_LOG_S: Final = 10.0  # A peer can cause this line: at most one in so long.
+# A peer can cause these as well, by what it sends: so many at once, so many a second.
+RAISED_LOG_BURST: Final = 20
+RAISED_LOG_PER_S: Final = 1.0
+
+CONNECTION_CLASSES: Final[dict[Kind, type[Connection]]] = {
+    Kind.CONN: Connection,
+    Kind.STREAMS: StreamsConnection,
+    Kind.CALLBACK: CallbackConnection,
+    Kind.PROTOCOL: ProtocolConnection,
+}
 
 
 def private_cells(listener_count: int) -> tuple[memoryview, WorkerCells]:
@@ -52,34 +67,66 @@ class Server:
         shard_id: int = 0,
         shard_count: int = 1,
         generation: int = 0,
+        access_log: AccessLog | None = None,
     ) -> None:
         self.watcher = watcher
         self.loop = loop
-        self.limits = Limits() if limits is None else limits
-        self.shard = Shard(shard_id, shard_count, generation, self.connections)
+        self.limits = replace(limits or Limits(), line_max_bytes=handler.limit)
+        self.shard = Shard(shard_id, shard_count, generation, self.connections, log)
         self.finished: asyncio.Future[None] = loop.create_future()
         self.finished.set_result(None)
         self.active = 0  # Open connections.
-        self._function = handler.function
-        self._connection_class = CallbackConnection if handler.kind is Kind.CALLBACK else Connection
+        self._handler = handler
+        self._connection_class = CONNECTION_CLASSES[handler.kind]
         self._cells = cells
         self._log = log
         self._connections_max = connections_max
         self._full = False
         self._last_id = 0
         self._listeners: list[Listener] = []
+        self._listener_names: dict[int, str] = {}  # By where they count.
         # Kept here because the loop does not keep them: a handler that outlives its connection and waits for what only
         # it refers to would be collected, its end never be told, and a drain wait for it in vain.
         self._handlers: set[asyncio.Task[Any]] = set()
         self._empty = asyncio.Event()
         self._exhausted_logged_s = float("-inf")
+        self._raised_limit = RateLimit(RAISED_LOG_BURST, RAISED_LOG_PER_S)
+        self._access_log = access_log
         watcher.cells[cells.connections_limit] = connections_max
 
-    def listen(self, sock: socket.socket) -> None:
-        """Accept on `sock`, a listening, non-blocking socket that stays the caller's."""
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """The app's lifespan, in which to serve. Raises `AppError` when it does not begin."""
+        async with AsyncExitStack() as stack:
+            if self._handler.lifespan is not None:
+                await self._enter_lifespan(stack, self._handler.lifespan)
+            await try_factory(self._handler)
+            yield
+
+    async def _enter_lifespan(self, stack: AsyncExitStack, lifespan: Callable[[Any], Any]) -> None:
+        name = self._handler.name
+        try:
+            manager = lifespan(self.shard)
+            if not hasattr(manager, "__aenter__") or not hasattr(manager, "__aexit__"):
+                if asyncio.iscoroutine(manager):
+                    manager.close()
+                what = describe(manager)
+                raise AppError(f"{name}: lifespan(shard) returned {what}, which is no async context manager")
+            await stack.enter_async_context(manager)
+        except AppError:
+            raise
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            raise AppError(f"{name}: the lifespan raised {first_line(error)}") from error
+
+    def listen(self, sock: socket.socket, name: str = "", *, shared: bool = False) -> None:
+        """Accept on `sock`, a listening, non-blocking socket that stays the caller's.
+
+        The access log calls it `name`. `shared`: other workers accept on it, too.
+        """
         traffic = self._cells.traffic[len(self._listeners)]
-        on_accept = partial(self._on_accept, traffic)
-        self._listeners.append(self.watcher.listen(sock, on_accept, self._on_exhausted))
+        self._listener_names[traffic] = name
+        on_accept = partial(self._on_accept, traffic, sock.family == socket.AF_UNIX)
+        self._listeners.append(self.watcher.listen(sock, on_accept, self._on_exhausted, exclusive=shared))
 
     @property
     def handlers(self) -> int:
@@ -90,42 +137,78 @@ class Server:
         """The live connections."""
         return [channel for channel in self.watcher.channels() if isinstance(channel, Connection)]
 
-    def stop_accepting(self) -> None:
-        """Accept what is queued now, then no more: the sockets may be closed afterwards."""
+    def stop_accepting(self, *, leave_queue: bool = False) -> None:
+        """Accept what is queued now, then no more: the sockets may be closed afterwards.
+
+        `leave_queue`: somebody else accepts there, and is to have what is queued. From a shared listener it is taken
+        all the same: we may be the one whom the kernel has woken for a connection, and nobody else would be.
+        """
         for listener in self._listeners:
-            listener.accept_queued(ACCEPT_DRAIN_MAX)
+            if listener.exclusive or not leave_queue:
+                listener.accept_queued(ACCEPT_DRAIN_MAX)
             self.watcher.unlisten(listener)
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float, spread_s: float = 0.0) -> bool:
         """Stop accepting and let the connections come to their end: True when none had to be cut.
 
-        A handler that waits in a read with nothing unread or unsent gets the end of its stream; the others may go on
+        A handler that waits in a read with nothing unread or unsent gets the end of its stream, as do idle connections
+        of the other kinds, spread over `spread_s`, so that not all their peers come back at once. The others may go on
         until the deadline, then they are cancelled, what is queued is sent for a moment more, and the rest is reset.
         """
         self.shard.draining = True
         self.stop_accepting()
-        deadline_s = time.monotonic() + timeout_s
-        while (self.active or self.handlers) and (left_s := deadline_s - time.monotonic()) > 0:
+        if self._handler.on_drain is not None:
             for conn in self.connections():
-                conn.end_if_idle()
+                if not conn.is_closing():
+                    self._call_hook(conn, self._handler.on_drain, conn)
+        begun_s = time.monotonic()
+        spread_s = min(spread_s, timeout_s / 2)
+        initial, ended = self.active, 0
+        while (self.active or self.handlers) and (left_s := begun_s + timeout_s - time.monotonic()) > 0:
+            passed_s = time.monotonic() - begun_s
+            share = 1.0 if passed_s >= spread_s else passed_s / spread_s
+            ended += self._end_idle(round(initial * share) - ended)
             await self._wait_empty(min(DRAIN_SWEEP_S, left_s))
-        if not (self.active or self.handlers):
-            return True
-        self._log.warning("drain deadline", connections=self.active, handlers=self.handlers, after_s=timeout_s)
+        emptied = not (self.active or self.handlers)
+        if not emptied:
+            self._log.warning("drain deadline", connections=self.active, handlers=self.handlers, after_s=timeout_s)
+            await self._cut()
+        await asyncio.sleep(0)  # For those who are told of an end by the loop: `on_disconnect`, `connection_lost`.
+        return emptied
+
+    def _end_idle(self, count: int) -> int:
+        """End at most `count` connections that are idle: how many there were."""
+        ended = 0
+        for conn in self.connections():
+            if ended >= count:
+                break
+            ended += conn.end_if_idle()
+        return ended
+
+    async def _cut(self) -> None:
+        """Cancel every handler, also of connections that are closed already, and end what has not ended a moment
+        later."""
         for conn in self.connections():
             conn.cut()
+        for task in self._handlers:
+            if not task.cancelling():
+                task.cancel()
         await self._wait_empty(CUT_GRACE_S)
         for conn in self.connections():
             conn.give_up()
-        return False
 
     # What connections call.
 
-    def closed(self, conn: Connection, reason: CloseReason) -> None:
+    def closed(self, conn: Connection, reason: CloseReason, error: BaseException | None) -> None:
         cells = self.watcher.cells
         cells[conn.traffic + AT_ACTIVE] -= 1
         cells[conn.traffic + AT_CLOSED + reason] += 1
         self.active -= 1
+        if self._access_log is not None:
+            self._write_access(self._access_log, conn, reason)
+        if self._handler.on_disconnect is not None:
+            # From the loop: who closes a connection is not called in the middle of it.
+            self.loop.call_soon(self._call_hook, None, self._handler.on_disconnect, conn, error)
         if self._full and self.active < self._connections_max:
             self._full = False
             for listener in self._listeners:
@@ -140,14 +223,13 @@ class Server:
         self._note_empty()
 
     def handler_raised(self, conn: Connection, error: BaseException) -> None:
-        self.watcher.cells[self._cells.handler_exceptions] += 1
-        self._log.error("handler raised", error, peer=_text(conn.peer), connection=conn.id)
+        self._note_raised("handler raised", error, peer=_text(conn.peer), connection=conn.id)
 
     # Inside.
 
-    def _on_accept(self, traffic: int, fd: int, peer: Any) -> None:
+    def _on_accept(self, traffic: int, unix: bool, fd: int, peer: Any) -> None:
         self._last_id += 1
-        conn = self._connection_class(self, fd, self._last_id, peer, traffic)
+        conn = self._connection_class(self, fd, self._last_id, peer, traffic, unix)
         try:
             self.watcher.add(conn)
         except OSError as error:  # The kernel has no memory, or lets this user poll no more descriptors.
@@ -164,10 +246,44 @@ class Server:
             self._full = True
             for listener in self._listeners:
                 listener.pause()
+        if self._access_log is not None:
+            conn.opened_s = time.monotonic()
         try:
-            conn.start(self._function)
+            if self._handler.on_connect is not None:
+                self._handler.on_connect(conn)
+                if conn.is_closing():
+                    return
+            conn.start(self._handler.function)
         except BaseException as error:  # A handler that raises when it is called, or returns no coroutine.
             conn.end_after(error)
+
+    def _call_hook(self, conn: Connection | None, hook: Callable[..., object], *args: Any) -> None:
+        """Call a hook of the app's; if it raises, `conn` is what has to suffer for it."""
+        try:
+            hook(*args)
+        except BaseException as error:  # Also SystemExit, as in handlers.
+            if conn is not None:
+                conn.end_after(error)
+            else:
+                self._note_raised("hook raised", error)
+
+    def _note_raised(self, event: str, error: BaseException, **fields: object) -> None:
+        self.watcher.cells[self._cells.handler_exceptions] += 1
+        suppressed = self._raised_limit.allow(time.monotonic())
+        if suppressed is not None:
+            more: dict[str, object] = {"suppressed": suppressed} if suppressed else {}
+            self._log.error(event, error, **fields, **more)
+
+    def _write_access(self, access_log: AccessLog, conn: Connection, reason: CloseReason) -> None:
+        access_log.closed(
+            peer=_text(conn.peer),
+            listener=self._listener_names[conn.traffic],
+            connection=conn.id,
+            received_bytes=conn.received_bytes,
+            sent_bytes=conn.sent_bytes,
+            duration_s=time.monotonic() - conn.opened_s,
+            why=reason.name.lower(),
+        )
 
     def _on_exhausted(self, error: OSError) -> None:
         now_s = time.monotonic()
@@ -186,6 +302,8 @@ class Server:
 
 
 def _text(peer: Any) -> str:
+    if not peer:
+        return "unix"  # Who connects from there has no address.
     if isinstance(peer, tuple) and len(peer) >= 2:
         host, port = peer[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Apps: what `module:name` may stand for, and the one line that says what is wrong."""
+"""Loading apps: from `module:name` to the object, or the one line that says what went wrong with that."""
 
 from __future__ import annotations
 
@@ -10,159 +10,6 @@ import pytest
 
 from shardnet.app import Kind, load, split_name
 from shardnet.errors import AppError, UsageError
-
-WRITE = "write async def handler(conn) or def on_data(conn, data)"
-
-HANDLERS = """
-import asyncio
-import functools
-
-async def coroutine(conn): ...
-async def coroutine_with_default(conn, greeting=b""): ...
-async def coroutine_positional_only(conn, /): ...
-async def coroutine_of_any(*args, **kwargs): ...
-async def coroutine_with_option(conn, *, size=5): ...
-def callback(conn, data): ...
-def callback_with_default(conn, data, extra=None): ...
-def callback_positional_only(conn, data, /): ...
-def callback_of_any(*args): ...
-lambda_callback = lambda conn, data: None
-
-async def coroutine_of_two(settings, conn): ...
-def callback_of_three(settings, conn, data): ...
-coroutine_partial = functools.partial(coroutine_of_two, {})
-coroutine_partial_of_partial = functools.partial(functools.partial(coroutine_of_two), {})
-callback_partial = functools.partial(callback_of_three, {})
-
-def logged(function):
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        return function(*args, **kwargs)
-    return wrapper
-
-wrapped_coroutine = logged(coroutine)
-wrapped_twice = logged(logged(coroutine))
-wrapped_partial = logged(functools.partial(coroutine_of_two, {}))
-partial_of_wrapped = functools.partial(logged(coroutine_of_two), {})
-wrapped_callback = logged(callback)
-
-def in_a_thread(function):
-    @functools.wraps(function)
-    async def wrapper(conn):
-        await asyncio.to_thread(function, conn)
-    return wrapper
-
-@in_a_thread
-def coroutine_around_a_function(conn): ...
-
-def streaming(function):
-    @functools.wraps(function)
-    async def wrapper(conn):
-        async for data in function(conn):
-            await conn.send(data)
-    return wrapper
-
-@streaming
-async def coroutine_around_a_generator(conn):
-    yield b""
-
-class Service:
-    async def serve(self, conn): ...
-    def on_data(self, conn, data): ...
-    @staticmethod
-    async def static(conn): ...
-    @classmethod
-    async def made(cls, conn): ...
-    async def __call__(self, conn): ...
-
-class Sink:
-    def __call__(self, conn, data): ...
-
-class Logged:
-    @logged
-    async def __call__(self, conn): ...
-
-service = Service()
-sink = Sink()
-logged_service = Logged()
-"""
-
-CONN_HANDLERS = [
-    "coroutine",
-    "coroutine_with_default",
-    "coroutine_positional_only",
-    "coroutine_of_any",
-    "coroutine_with_option",
-    "coroutine_partial",
-    "coroutine_partial_of_partial",
-    "wrapped_coroutine",
-    "wrapped_twice",
-    "wrapped_partial",
-    "partial_of_wrapped",
-    "coroutine_around_a_function",
-    "coroutine_around_a_generator",
-    "service",
-    "service.serve",
-    "Service.static",
-    "Service.made",
-    "logged_service",
-]
-CALLBACKS = [
-    "callback",
-    "callback_with_default",
-    "callback_positional_only",
-    "callback_of_any",
-    "lambda_callback",
-    "callback_partial",
-    "wrapped_callback",
-    "service.on_data",
-    "sink",
-]
-
-WRONG_HANDLERS = """
-import functools
-
-number = 7
-nothing = None
-async def none(): ...
-async def two(conn, data): ...
-async def option(conn, *, size): ...
-async def generator(conn):
-    yield
-async def generator_of_two(conn, data):
-    yield
-def one(conn): ...
-def three(conn, data, more): ...
-def options(conn, data, *, size, colour): ...
-def callback_generator(conn, data):
-    yield
-class Handler:
-    def __init__(self, conn, data): ...
-    async def serve(self, conn): ...
-class Plain: ...
-plain = Plain()
-partial = functools.partial(two, conn=5)
-most = max
-"""
-
-NO_HANDLERS = [
-    ("number", "is an int, no handler"),
-    ("nothing", "is a NoneType, no handler"),
-    ("plain", "is a Plain, no handler"),
-    ("functools", "is module functools, no handler"),
-    ("Handler", "is class Handler, no handler"),
-    ("none", "is an async function of (), which is no handler"),
-    ("two", "is an async function of (conn, data), which is no handler"),
-    ("Handler.serve", "is an async function of (self, conn), which is no handler"),
-    ("option", "is an async function of (conn, *, size), which is no handler"),
-    ("partial", "is an async function of (*, conn=5, data), which is no handler"),
-    ("generator", "is a generator function, which is no handler"),
-    ("generator_of_two", "is a generator function, which is no handler"),
-    ("callback_generator", "is a generator function, which is no handler"),
-    ("one", "is a function of (conn), which is no handler"),
-    ("three", "is a function of (conn, data, more), which is no handler"),
-    ("options", "is a function of (conn, data, *, size, colour), which is no handler"),
-]
 
 
 @pytest.fixture
@@ -190,34 +37,6 @@ def refused(app_dir: Path) -> Refused:
         return text
 
     return load_and_fail
-
-
-# Kinds.
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [*((name, Kind.CONN) for name in CONN_HANDLERS), *((name, Kind.CALLBACK) for name in CALLBACKS)],
-)
-def test_handler_is_loaded_with_its_kind(app_dir: Path, name: str, kind: Kind) -> None:
-    (app_dir / "right.py").write_text(HANDLERS)
-    handler = load(f"right:{name}", app_dir)
-    assert handler.kind is kind
-    found: object = sys.modules["right"]
-    for part in name.split("."):
-        found = getattr(found, part)
-    assert handler.function == found
-
-
-@pytest.mark.parametrize(("name", "what"), NO_HANDLERS, ids=[name for name, _ in NO_HANDLERS])
-def test_what_is_no_handler_is_refused_in_one_line(app_dir: Path, refused: Refused, name: str, what: str) -> None:
-    (app_dir / "wrong.py").write_text(WRONG_HANDLERS)
-    assert refused(f"wrong:{name}") == f"wrong:{name} {what}: {WRITE}"
-
-
-def test_handler_without_a_signature_is_refused(app_dir: Path, refused: Refused) -> None:
-    (app_dir / "wrong.py").write_text(WRONG_HANDLERS)
-    assert refused("wrong:most") == f"wrong:most: its parameters cannot be read: {WRITE}"
 
 
 # Names.
@@ -265,6 +84,31 @@ def test_attribute_that_does_not_exist_is_named(app_dir: Path, refused: Refused,
     (app_dir / "named.py").write_text(
         "async def handler(conn): ...\n_hidden = 1\nclass Service:\n    def serve(self): ...\n"
     )
+    assert refused(name) == f"{name}: {what}"
+
+
+def test_name_may_call_what_needs_no_arguments(app_dir: Path) -> None:
+    (app_dir / "called.py").write_text(
+        "class Server:\n    class Inner:\n        async def handle(self, reader, writer): ...\n"
+        "def make():\n    return Server\n"
+    )
+    for name in ("Server.Inner().handle", "make().Inner().handle"):
+        handler = load(f"called:{name}", app_dir)
+        assert handler.kind is Kind.STREAMS
+        assert handler.function.__qualname__ == "Server.Inner.handle"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("needy:Server().handle", "calling Server() raised TypeError: Server.__init__() missing 1 required positional "
+         "argument: 'port'"),
+        ("needy:number()", "calling number() raised TypeError: 'int' object is not callable"),
+        ("needy:Sever().handle", "module needy has no 'Sever'; did you mean 'Server'?"),
+    ],
+)  # fmt: skip
+def test_call_that_raises_is_told(app_dir: Path, refused: Refused, name: str, what: str) -> None:
+    (app_dir / "needy.py").write_text("class Server:\n    def __init__(self, port): ...\nnumber = 5\n")
     assert refused(name) == f"{name}: {what}"
 
 

@@ -156,7 +156,7 @@ def test_descriptor_that_cannot_be_polled_is_closed_and_counted_by_nobody() -> N
 
     async def main(kit: Serving) -> None:
         fd = os.open(__file__, os.O_RDONLY)
-        kit.server._on_accept(kit.cells.traffic[0], fd, ("127.0.0.1", 1))
+        kit.server._on_accept(kit.cells.traffic[0], False, fd, ("127.0.0.1", 1))
         with pytest.raises(OSError) as caught:
             os.fstat(fd)
         assert caught.value.errno == errno.EBADF

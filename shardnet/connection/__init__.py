@@ -6,6 +6,15 @@ and `resume` is how a parked task goes on inside the poll that found its bytes.
 
 from shardnet.connection.callback import CallbackConnection
 from shardnet.connection.connection import LINE_MAX_BYTES, Connection, Shard
-from shardnet.connection.stream import CloseReason, Limits
+from shardnet.connection.stream import CloseReason, Host, Limits, Stage
 
-__all__ = ["LINE_MAX_BYTES", "CallbackConnection", "CloseReason", "Connection", "Limits", "Shard"]
+__all__ = [
+    "LINE_MAX_BYTES",
+    "CallbackConnection",
+    "CloseReason",
+    "Connection",
+    "Host",
+    "Limits",
+    "Shard",
+    "Stage",
+]

@@ -21,11 +21,13 @@ class CallbackConnection(Connection):
     def start(self, handler: Callable[..., Any]) -> None:
         self._on_data = handler
         self._context: Context = copy_context()  # What one connection sets, another does not see.
-        self.post_read()
+        self._read_on()
 
-    def end_if_idle(self) -> None:
-        if self._stage is Stage.OPEN and self._nothing_pending():
-            self._close(CloseReason.DRAIN)
+    def end_if_idle(self) -> bool:
+        if self._stage is not Stage.OPEN or not self._nothing_pending():
+            return False
+        self._close(CloseReason.DRAIN)
+        return True
 
     def resume(self) -> None:
         self._paused = False
@@ -43,7 +45,12 @@ class CallbackConnection(Connection):
             self._deliver(self._host.watcher.swap.take(start, size))
 
     def on_end(self) -> None:
+        if self._stage is Stage.OPEN and (self._paused or self._ended):
+            return  # By an earlier completion of the same batch; the read that `resume` posts meets the end again.
         super().on_end()
+        self._on_peer_ended()
+
+    def _on_peer_ended(self) -> None:
         self._close(CloseReason.EOF)
 
     def on_progress(self) -> None:
@@ -65,5 +72,10 @@ class CallbackConnection(Connection):
     def _read_on(self) -> None:
         if self.unsent_bytes > self._host.limits.write_high_bytes:
             return  # `on_progress` comes back to it.
-        if self._stage is Stage.OPEN and not self._paused and not self._ended and not self.reading:
+        if self._wants_more and not self.reading:
             self.post_read()
+
+    @property
+    def _wants_more(self) -> bool:
+        # What is left over comes first: `_deliver_leftover` comes back to it.
+        return self._stage is Stage.OPEN and not (self._paused or self._ended or self._leftover is not None)

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 from shardnet.connection.resume import Fill, Read, State, Waiter
 from shardnet.connection.stream import CloseReason, Host, Stage, Stream
 from shardnet.errors import ConnectionFreed, UsageError
 from shardnet.watcher import CHUNK_MAX_BYTES
+
+if TYPE_CHECKING:
+    from shardnet.log import Log
 
 LINE_MAX_BYTES: Final = 65536  # The default `limit` of `read_until`, as in asyncio.
 
@@ -25,15 +29,21 @@ class Shard:
     """The place where a connection is served: one of `count`, with a number from 0 on.
 
     `generation` counts the sets of workers started together; `draining` turns true when this worker is to end.
+    `state` is the app's, to put into it what all connections of the shard share; `log` writes to the server's log, with
+    the shard's number in each line: `shard.log.info("player joined", name=name)`.
     """
 
-    __slots__ = ("_list_connections", "count", "draining", "generation", "id")
+    __slots__ = ("_list_connections", "count", "draining", "generation", "id", "log", "state")
 
-    def __init__(self, id_: int, count: int, generation: int, connections: Callable[[], list[Connection]]) -> None:
+    def __init__(
+        self, id_: int, count: int, generation: int, connections: Callable[[], list[Connection]], log: Log
+    ) -> None:
         self.id = id_
         self.count = count
         self.generation = generation
         self.draining = False
+        self.state = SimpleNamespace()
+        self.log = log
         self._list_connections = connections
 
     @property
@@ -56,15 +66,17 @@ class Connection(Stream):
         "_read_size",
         "_waiter",
         "id",
+        "opened_s",
         "peer",
         "state",
         "task",
     )
 
-    def __init__(self, host: Host, fd: int, id_: int, peer: Any, traffic: int) -> None:
-        super().__init__(host, fd, traffic)
+    def __init__(self, host: Host, fd: int, id_: int, peer: Any, traffic: int, unix: bool = False) -> None:
+        super().__init__(host, fd, traffic, unix)
         self.id = id_
         self.peer = peer
+        self.opened_s = 0.0  # On the monotonic clock; only while an access log wants to know.
         self.state: Any = None
         self.task: asyncio.Task[Any] | None = None
         self._paused = False
@@ -145,6 +157,11 @@ class Connection(Stream):
             raise StopAsyncIteration
         return data
 
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called, and `resume` was not."""
+        return self._paused
+
     def pause(self) -> None:
         """Receive nothing until `resume`: the peer's bytes wait in the kernel, and in time the peer waits too."""
         self._paused = True
@@ -161,23 +178,49 @@ class Connection(Stream):
 
     def start(self, handler: Callable[..., Any]) -> None:
         """Begin to serve: `handler(conn)` becomes a task."""
-        self._waiter = Waiter(self._host.loop, self.withdraw_read)
-        self.task = self._host.loop.create_task(handler(self))
-        self._host.handler_started(self.task)
-        self.task.add_done_callback(self._on_handler_done)
+        self._make_waiter()
+        self._start_task(handler(self))
 
     def end_after(self, error: BaseException) -> None:
         """The handler raised `error`, perhaps before it was a task."""
+        self._cause = error
         self._host.handler_raised(self, error)
         self._close(CloseReason.ERROR)
 
-    def end_if_idle(self) -> None:
-        """For a drain: give a handler that waits in a read, with nothing unread or unsent, the end of its stream."""
-        if self._stage is Stage.OPEN and self._parked and self._nothing_pending():
-            self._ended = True
-            self._reason = CloseReason.DRAIN
-            self.withdraw_read()
-            self._release_reader()
+    def write_late(self, data: bytes | bytearray | memoryview) -> bool:
+        """Send `data` although the connection was closed, behind what is still being sent. False: it is too late."""
+        if self._stage is not Stage.FLUSHING:
+            return False
+        self._submit(data)
+        return True
+
+    def break_off(self, error: BaseException | None) -> None:
+        """End now, as asyncio's `abort` does: what is with the kernel already still goes out.
+
+        But with bytes that are not, the peer sees a reset: it must not take what came for all there was. `error` is
+        told to whom the end is told, and not logged.
+        """
+        if self._stage is Stage.CLOSED:
+            return
+        self._cause = error or self._cause
+        reason = self._reason if error is None else CloseReason.ERROR
+        if self.unsent_bytes:
+            self._reset(reason)
+        else:
+            self._end(reason)
+
+    def end_if_idle(self) -> bool:
+        """For a drain: give a handler that waits in a read, with nothing unread or unsent, the end of its stream.
+
+        Whether that was so.
+        """
+        if self._stage is not Stage.OPEN or not self._parked or self._ended or not self._nothing_pending():
+            return False
+        self._ended = True
+        self._reason = CloseReason.DRAIN
+        self.withdraw_read()
+        self._release_reader()
+        return True
 
     def cut(self) -> None:
         """For the end of a drain: cancel the handler; when it is over, the connection flushes and closes."""
@@ -298,6 +341,14 @@ class Connection(Stream):
 
     # Inside.
 
+    def _make_waiter(self) -> None:
+        self._waiter = Waiter(self._host.loop, self.withdraw_read)
+
+    def _start_task(self, coro: Coroutine[Any, Any, Any]) -> None:
+        self.task = self._host.loop.create_task(coro)
+        self._host.handler_started(self.task)
+        self.task.add_done_callback(self._on_handler_done)
+
     def _end(self, reason: CloseReason) -> None:
         super()._end(reason)
         if self._waiter is not None:
@@ -314,11 +365,17 @@ class Connection(Stream):
     def _on_handler_done(self, task: asyncio.Task[Any]) -> None:
         self.task = None
         error = None if task.cancelled() else task.exception()
-        if error is None or self._is_the_peers(error):
-            self._close(self._reason)
-        else:
+        if error is not None and not self._is_the_peers(error):
             self.end_after(error)
+        else:
+            self._on_handler_returned(task)
+        if self._failure is not None:
+            self._failure.__traceback__ = None  # Its frames refer to the connection, which refers to it.
         self._host.handler_ended(task)
+
+    def _on_handler_returned(self, task: asyncio.Task[Any]) -> None:
+        """The handler is over, and has done nothing wrong."""
+        self._close(self._reason)
 
     def _is_the_peers(self, error: BaseException) -> bool:
         """Whether a handler that lets `error` through has done nothing wrong: the peer failed, or was through."""

@@ -97,7 +97,10 @@ class Waiter:
 
     def _throw(self, wake_up: WakeUp, msg: Any) -> None:
         self._error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
-        wake_up(self)
+        try:
+            wake_up(self)
+        finally:
+            del wake_up  # As in `wake_inline`.
 
     # The connection's side.
 
@@ -112,16 +115,16 @@ class Waiter:
             return  # Stepped by hand, not by a Task.
         self._wake_up = None
         self.state = State.WOKEN
-        context.run(wake_up, finished)
+        try:
+            context.run(wake_up, finished)
+        finally:
+            wake_up = None  # If the task has raised, its traceback refers to this frame, and must not to the task.
 
     def wake_deferred(self, watcher: Watcher, finished: asyncio.Future[None]) -> None:
         """Run the parked task at the top of the next turn. From anywhere; nothing when nobody is parked."""
-        wake_up, context = self._wake_up, self._context
-        if self.state is not State.PARKED or wake_up is None or context is None:
-            return
-        self._wake_up = None
-        self.state = State.WOKEN
-        watcher.defer(context.run, wake_up, finished)
+        if self.state is State.PARKED and self._wake_up is not None:
+            self.state = State.WOKEN
+            watcher.defer(self.wake_inline, finished)
 
 
 class Source(Protocol):

@@ -32,6 +32,7 @@ class Limits:
     write_stall_s: float = 30.0  # No unsent byte accepted by the kernel for so long: the connection is reset.
     linger_s: float = 2.0  # After our end of stream, how long to wait for the peer's.
     linger_bytes: int = 1024 * 1024  # And how much of what it still sends to throw away.
+    line_max_bytes: int = 65536  # What a streams handler's `readline` looks through at most.
 
 
 class CloseReason(enum.IntEnum):
@@ -61,7 +62,7 @@ class Host(Protocol):
     limits: Limits
     finished: asyncio.Future[None]  # One finished future for every wake-up: see `resume`.
 
-    def closed(self, conn: Any, reason: CloseReason) -> None: ...
+    def closed(self, conn: Any, reason: CloseReason, error: BaseException | None) -> None: ...
 
     def handler_started(self, task: asyncio.Task[Any]) -> None: ...
 
@@ -74,11 +75,13 @@ class Stream(Channel):
     """The sending and ending half of a connection. `Connection` adds the reading half."""
 
     __slots__ = (
+        "_cause",
         "_closers",
         "_ended",
         "_failure",
         "_host",
         "_mark_bytes",
+        "_output_ended",
         "_peer_ended",
         "_reason",
         "_reported",
@@ -87,14 +90,16 @@ class Stream(Channel):
         "_timer",
     )
 
-    def __init__(self, host: Host, fd: int, traffic: int) -> None:
-        super().__init__(host.watcher.agenda, fd, traffic=traffic)
+    def __init__(self, host: Host, fd: int, traffic: int, unix: bool = False) -> None:
+        super().__init__(host.watcher.agenda, fd, traffic=traffic, unix=unix)
         self._host = host
         self._stage = Stage.OPEN
         self._reason = CloseReason.LOCAL  # What a close would be put down to.
         self._peer_ended = False
         self._ended = False  # Nothing more is read: the peer ended its stream, or a drain stands in for that.
+        self._output_ended = False  # No more is written: our end of stream is sent, or waits behind the queue.
         self._failure: OSError | None = None
+        self._cause: BaseException | None = None  # What the handler raised.
         self._reported = False  # A send has raised the failure; from then on they raise BrokenPipeError.
         self._senders: list[tuple[int | None, asyncio.Future[None]]] | None = None
         self._closers: list[asyncio.Future[None]] | None = None
@@ -104,6 +109,9 @@ class Stream(Channel):
     def _release_reader(self) -> None:
         """Reading is over: a parked reader is to look again, in the next turn."""
 
+    def _on_sending_over(self) -> None:
+        """Everything was sent, or nothing more will be. Once; the descriptor may stay a moment for the peer's end."""
+
     # Sending.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -112,7 +120,7 @@ class Stream(Channel):
         On a connection that is closed or dead it does nothing. One that finds more than the hard limit unsent resets
         the connection: await `drain()` now and then, or use `send`.
         """
-        if self._stage is Stage.OPEN and len(data):
+        if self._stage is Stage.OPEN and len(data) and not self._output_ended:
             self._submit(data)
 
     def send(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
@@ -121,7 +129,7 @@ class Stream(Channel):
         Cancelling the await stops the waiting, not the sending. Raises `ConnectionFreed` when this side has closed the
         connection, and when it is dead: its error the first time, `BrokenPipeError` ever after.
         """
-        if self._stage is not Stage.OPEN:
+        if self._stage is not Stage.OPEN or self._output_ended:
             raise self._send_error()
         if not len(data) or self._submit(data):
             return DONE
@@ -136,6 +144,22 @@ class Stream(Channel):
         return DONE if self.unsent_bytes <= self._host.limits.write_high_bytes else self._await_unsent(None)
 
     # Ending.
+
+    def write_eof(self) -> None:
+        """End our stream once what is queued is sent, and go on reading. Idempotent; nothing is written after it."""
+        if self._stage is Stage.OPEN and not self._output_ended:
+            self._output_ended = True
+            if not self.unsent_bytes:
+                self._send_end()
+
+    @property
+    def output_ended(self) -> bool:
+        """Whether `write_eof` was called."""
+        return self._output_ended
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or about to be when the last byte is sent."""
+        return self._stage is not Stage.OPEN
 
     def close(self) -> None:
         """Send what is queued, then end the connection. Returns at once; idempotent.
@@ -185,8 +209,12 @@ class Stream(Channel):
     def on_sent(self) -> None:
         self._disarm()
         self.on_progress()
+        if self.unsent_bytes:
+            return  # It told a protocol, which has written more.
         if self._stage is Stage.FLUSHING:
             self._linger()
+        elif self._stage is Stage.OPEN and self._output_ended:
+            self._send_end()
 
     def on_progress(self) -> None:
         senders = self._senders
@@ -231,7 +259,8 @@ class Stream(Channel):
 
     def _send_error(self) -> OSError:
         if self._failure is None:
-            return ConnectionFreed("send on a connection that is closed")
+            what = "that is closed" if self._stage is not Stage.OPEN else "whose end of stream is sent"
+            return ConnectionFreed(f"send on a connection {what}")
         if self._reported:
             return BrokenPipeError(errno.EPIPE, "send on a connection that has failed before")
         self._reported = True
@@ -264,6 +293,10 @@ class Stream(Channel):
         if not self.unsent_bytes:
             self._linger()
 
+    def _send_end(self) -> None:
+        with contextlib.suppress(OSError):  # The peer is gone: the next read or write tells.
+            self.end_output()
+
     def _linger(self) -> None:
         if self.fd < 0:
             self._end(self._reason)
@@ -278,6 +311,7 @@ class Stream(Channel):
             self._end(self._reason)
             return
         self._stage = Stage.LINGERING
+        self._on_sending_over()
         self._mark_bytes = 0  # Counts what is thrown away.
         self._timer = self._host.watcher.after(self._host.limits.linger_s, self._on_linger_over)
         self.post_read()
@@ -300,7 +334,7 @@ class Stream(Channel):
         if self._stage is Stage.LINGERING:  # We ended it, and it was only for the peer's sake that we waited.
             self._end(self._reason)
             return
-        self._failure = error
+        self._failure = error.with_traceback(None)  # Its frames refer to us.
         match error:
             case DeadlineExceeded():
                 reason = CloseReason.DEADLINE
@@ -320,8 +354,11 @@ class Stream(Channel):
         """Close the descriptor and tell everybody who waits. From anywhere: nobody is resumed inline."""
         if self._stage is Stage.CLOSED:
             return
+        lingered = self._stage is Stage.LINGERING
         self._stage = Stage.CLOSED
         self._disarm()
+        if not lingered:
+            self._on_sending_over()
         self._host.watcher.free(self)
         senders, self._senders = self._senders, None
         for _, sender in senders or ():
@@ -333,4 +370,5 @@ class Stream(Channel):
             if not closer.done():
                 closer.set_result(None)
         self._release_reader()
-        self._host.closed(self, reason)
+        error, self._cause = self._failure or self._cause, None  # Its frames refer to the connection.
+        self._host.closed(self, reason, error)
