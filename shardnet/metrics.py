@@ -24,6 +24,7 @@ OUTCOMES: Final = ("ok", "eof", "cancelled", "deadline", "reset", "error")
 CLOSE_REASONS: Final = ("eof", "local", "reset", "deadline", "error", "drain")
 SHARD_STATES: Final = ("booting", "serving", "draining", "backoff")
 RESTART_REASONS: Final = ("crash", "signal")
+RELOAD_OUTCOMES: Final = ("ok", "failed")
 
 # A worker's: the watcher's block, in the watcher's order.
 COMPLETIONS: Final = Metric(
@@ -81,6 +82,12 @@ SUPERVISOR_START_TIME: Final = Metric(
     cell="f64",
 )
 GENERATION: Final = Metric("shardnet_generation", Kind.GAUGE, "The generation of workers now serving.")
+RELOADS: Final = Metric(
+    "shardnet_reloads_total",
+    Kind.COUNTER,
+    "New generations that were forked, by outcome: it serves, or it failed to come up and was discarded.",
+    ("outcome",),
+)
 SHARD_STATE: Final = Metric(
     "shardnet_shard_state",
     Kind.GAUGE,
@@ -135,8 +142,13 @@ class SupervisorCells:
     shards_configured: int
     start_time: int  # In `values`, not `counts`.
     generation: int
+    reloads: int  # The first; `reload()` finds the others.
     shard_state: int  # The first; `state()` finds the others.
     shard_restarts: int  # The first; `restarts()` finds the others.
+
+    def reload(self, outcome: str) -> int:
+        """The cell that counts reloads with this one of RELOAD_OUTCOMES."""
+        return self.reloads + RELOAD_OUTCOMES.index(outcome)
 
     def state(self, shard: int, state: str) -> int:
         """The cell that is 1 while the shard is in this one of SHARD_STATES."""
@@ -191,6 +203,7 @@ def declare_supervisor_metrics(row: Row, shard_count: int) -> SupervisorCells:
         shards_configured=row.declare(SHARDS_CONFIGURED),
         start_time=row.declare(SUPERVISOR_START_TIME),
         generation=row.declare(GENERATION),
+        reloads=row.declare(RELOADS, [(outcome,) for outcome in RELOAD_OUTCOMES]),
         shard_state=row.declare(SHARD_STATE, tuple(itertools.product(shards, SHARD_STATES))),
         shard_restarts=row.declare(SHARD_RESTARTS, tuple(itertools.product(shards, RESTART_REASONS))),
     )

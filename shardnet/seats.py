@@ -30,6 +30,7 @@ class WorkerSeat:
     control: ControlEndpoint
     board: Board
     row: int  # The worker's own row of the board, claimed for it.
+    held: bool = False  # It comes up and says so, but accepts nothing until it is told to serve.
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,15 @@ from collections.abc import Callable
 
 from shardnet import log
 from shardnet.board import Board
-from shardnet.control import ControlEndpoint
+from shardnet.control import ControlEndpoint, Message
 from shardnet.errors import AppError
-from shardnet.listen import ListenerBank, open_metrics_listener, parse_address
+from shardnet.listen import ListenerBank, open_metrics_listener, parse_tcp_address
 from shardnet.metrics import declare_worker_metrics
 from shardnet.seats import ExporterSeat, WorkerSeat
 from shardnet.supervisor.supervisor import NobodyServed, SupervisorOptions, supervise
 
 PR_SET_CHILD_SUBREAPER = 36
+DRAIN_SPREAD_S = 0.5
 COUNT_CELL = 24  # shardnet_loop_turns_total: as good as any to count in.
 
 
@@ -46,14 +47,16 @@ class Worker:
         self.counts = seat.board.row(seat.row).counts
         declare_worker_metrics(seat.board.row(seat.row), ["a", "b"][: len(seat.listeners)])
         self.status: int | None = None
+        self.is_accepting = False
         self.deaf = False  # Told to drain, it goes on as if nothing had been said.
+        self.introduction = {"shard": seat.shard, "generation": seat.generation, "pid": os.getpid()}
         signal.signal(signal.SIGTERM, lambda _signum, _frame: seat.control.send("leaving"))
 
     def run(self) -> int:
         poll = select.poll()
         poll.register(self.seat.control.fileno(), select.POLLIN)
-        for listener in self.seat.listeners:
-            poll.register(listener.fileno(), select.POLLIN)
+        if not self.seat.held:
+            self.accept_from(poll)
         self.seat.control.send("ready")
         while self.status is None:
             ready = {fd for fd, _ in poll.poll()}
@@ -61,16 +64,35 @@ class Worker:
                 if listener.fileno() in ready:
                     self.serve(listener)
             if self.seat.control.fileno() in ready:
-                told = [message.type for message in self.seat.control.receive()]
-                if self.seat.control.eof or ("drain" in told and not self.deaf):
+                for message in self.seat.control.receive():
+                    self.hear(message, poll)
+                if self.seat.control.eof:
                     self.drain()
         return self.status
 
+    def hear(self, message: Message, poll: select.poll) -> None:
+        match message.type:
+            case "serve":
+                self.accept_from(poll)
+            case "drain" if not self.deaf:
+                say(said="drain", generation=self.seat.generation, **message.fields)
+                self.drain()
+            case "reopen_logs":
+                say(said="reopen_logs", shard=self.seat.shard)
+            case _:
+                pass
+
+    def accept_from(self, poll: select.poll) -> None:
+        for listener in self.seat.listeners:
+            poll.register(listener.fileno(), select.POLLIN)
+        self.is_accepting = True
+
     def drain(self) -> None:
         for listener in self.seat.listeners:
-            while self.serve(listener):
+            while self.is_accepting and self.serve(listener):
                 pass
             listener.close()
+        self.is_accepting = False
         say(said="drained", shard=self.seat.shard, pid=os.getpid(), orphaned=self.seat.control.eof)
         self.status = self.status or 0
 
@@ -83,7 +105,7 @@ class Worker:
         with conn:
             conn.setblocking(True)
             self.counts[COUNT_CELL] += 1
-            conn.sendall(json.dumps({"shard": self.seat.shard, "pid": os.getpid()}).encode() + b"\n")
+            conn.sendall(json.dumps(self.introduction).encode() + b"\n")
             self.obey(conn.recv(100).decode())
         return True
 
@@ -125,6 +147,7 @@ def run_worker(seat: WorkerSeat, how: str) -> int:
         incarnation=seat.incarnation,
         pid=os.getpid(),
         fds=[*(listener.fileno() for listener in seat.listeners), seat.control.fileno(), seat.board.fd],
+        held=seat.held,
         signals_blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     )
     first = seat.incarnation <= seat.shard_count
@@ -132,6 +155,13 @@ def run_worker(seat: WorkerSeat, how: str) -> int:
         case "app-fails":
             seat.control.send("failed", kind="app", message="app:handler does not import", detail="Traceback: why")
             return 4
+        case "app-fails-later" if seat.generation == 2:
+            seat.control.send("failed", kind="app", message="app:handler does not import", detail="Traceback: why")
+            return 4
+        case "crash-later" if seat.generation == 2:
+            return 3
+        case "hang-later" if seat.generation == 2 and seat.shard == 0:
+            return wait_for_end(seat.control)
         case "crash":
             return 3
         case "crash-first" if first:
@@ -163,7 +193,10 @@ def run_exporter(seat: ExporterSeat) -> int:
     poll.register(seat.control.fileno(), select.POLLIN)
     while True:
         poll.poll()
-        if seat.control.receive() or seat.control.eof:
+        told = [message.type for message in seat.control.receive()]
+        if told == ["reopen_logs"]:
+            say(said="reopen_logs", shard=None)
+        elif told or seat.control.eof:
             workers = len(seat.board.snapshot().workers)
             say(said="exporter told", workers=workers)
             return 0
@@ -223,9 +256,12 @@ def main() -> int:
     parser.add_argument("--subreaper", action="store_true")
     parser.add_argument("--stray-fds", type=int, default=0)
     parser.add_argument("--thread", action="store_true")
+    parser.add_argument("--hang-up-ignored", action="store_true")
     arguments = parser.parse_args()
 
-    log.set_up("debug")
+    log.set_up(log.LogOptions(level="debug"))
+    if arguments.hang_up_ignored:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if arguments.subreaper:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     if arguments.thread:
@@ -238,12 +274,12 @@ def main() -> int:
         os.fork = signalled_fork()
     for _ in range(arguments.stray_fds):
         os.open("/dev/null", os.O_RDONLY)  # Closed by no object: a child has to find it by its number.
-    any_port = parse_address("127.0.0.1:0")
+    any_port = parse_tcp_address("127.0.0.1:0")
     bank = ListenerBank.open([any_port] * arguments.addresses, arguments.shards)
     board = Board.create(arguments.shards)
     say(
         said="starting",
-        ports=[address.port for address in bank.addresses],
+        ports=[listener.getsockname()[1] for listener in bank.listeners(0)],
         pid=os.getpid(),
         board=board.fd,
     )
@@ -252,7 +288,7 @@ def main() -> int:
         code = supervise(
             bank,
             board,
-            SupervisorOptions(arguments.shards, arguments.drain_timeout, arguments.boot_timeout),
+            SupervisorOptions(arguments.shards, arguments.drain_timeout, arguments.boot_timeout, DRAIN_SPREAD_S),
             lambda seat: run_worker(seat, arguments.boot),
             run_exporter if arguments.exporter else None,
             metrics_listener,

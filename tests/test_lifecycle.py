@@ -1,10 +1,9 @@
-"""The fleet against a clock that only the tests move, and a world that does only what the tests say."""
+"""The life of a fleet's workers; reloads are in test_reload.py."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +11,10 @@ from hypothesis import strategies as st
 
 from shardnet.errors import ExitCode
 from shardnet.supervisor.events import (
-    Action,
     CloseListeners,
     Drain,
     Ended,
     Ending,
-    Event,
     Exited,
     Failed,
     Finish,
@@ -35,63 +32,25 @@ from shardnet.supervisor.events import (
     Stopping,
 )
 from shardnet.supervisor.lifecycle import (
-    BOOT_STOP_S,
     EXPORTER_STOP_S,
     FAILED_EXIT_S,
     HEALTHY_S,
-    KILL_GRACE_S,
     REAP_S,
     UNSERVED_S,
-    Fleet,
-    Patience,
 )
+from shardnet.supervisor.orders import BOOT_STOP_S, KILL_GRACE_S
 from shardnet.supervisor.slot import NEXT, Cue, State, backoff_s
-
-BOOT_TIMEOUT_S = 120.0
-DRAIN_TIMEOUT_S = 30.0
-KILLED = Ending(signum=signal.SIGKILL)
-A = TypeVar("A", bound=Action)
-
-
-class Story:
-    """Tells a fleet what happens, and keeps what it wants done."""
-
-    def __init__(self, shards: int = 1, *, exporter: bool = False, random: Callable[[], float] = lambda: 0.5) -> None:
-        self.fleet = Fleet(shards, Patience(BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S), exporter=exporter, random=random)
-        self.now_s = 1000.0
-        self.done: list[Action] = []
-        self.turn()
-
-    def turn(self, *events: Event, after_s: float = 0.0) -> list[Action]:
-        """So much later this happens; returns what is then to be done."""
-        self.now_s += after_s
-        for event in events:
-            self.fleet.apply(event, self.now_s)
-        actions = self.fleet.plan(self.now_s)
-        self.done += actions
-        return actions
-
-    def sleep(self) -> list[Action]:
-        """On to the deadline that the fleet asked to be woken at."""
-        deadline_s = self.fleet.next_deadline_s()
-        assert deadline_s is not None
-        return self.turn(after_s=deadline_s - self.now_s)
-
-    def boot(self) -> None:
-        """Every child that was forked at the start comes up."""
-        self.turn(*(Ready(fork.child) for fork in of(Fork, self.done)))
-
-    def states(self) -> list[str]:
-        return [slot.state for slot in self.fleet.slots]
-
-
-def of(kind: type[A], actions: Sequence[Action]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def failed_app(child: int) -> Failed:
-    return Failed(child, "app", "app:handler does not import: no module named 'app'", "Traceback…")
-
+from tests.fleet_kit import (
+    BOOT_TIMEOUT_S,
+    DRAIN_SPREAD_S,
+    DRAIN_TIMEOUT_S,
+    KILLED,
+    Story,
+    World,
+    events_of,
+    failed_app,
+    of,
+)
 
 # Coming up.
 
@@ -315,7 +274,7 @@ def test_leaver_serves_until_its_successor_is_ready() -> None:
     assert story.states() == ["serving", "serving"]
     promoted, drain = story.turn(Ready(3))
     assert promoted == Promoted(3, 0, 0.0)
-    assert drain == Drain(1, DRAIN_TIMEOUT_S)
+    assert drain == Drain(1, DRAIN_TIMEOUT_S, DRAIN_SPREAD_S, succeeded=True)
     assert story.turn(Exited(1, Ending(status=0))) == [Ended(1, 0, Ending(status=0), 0.0, None, "")]
     assert story.states() == ["serving", "serving"]
 
@@ -537,89 +496,15 @@ def test_ending_says_how(ending: Ending, how: str) -> None:
     assert str(ending) == how
 
 
-class World:
-    """Does what a fleet wants done, checks the laws after each turn, and lets chance decide the rest."""
-
-    def __init__(self, shards: int, *, exporter: bool, random: Callable[[], float]) -> None:
-        self.fleet = Fleet(shards, Patience(BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S), exporter=exporter, random=random)
-        self.now_s = 0.0
-        self.alive: dict[int, int | None] = {}
-        self.dying: set[int] = set()
-        self.refuse_forks = False
-        self.last_child = 0
-        self.finish: Finish | None = None
-
-    def turn(self, *events: Event) -> None:
-        stopping = self.fleet.stopping
-        for event in events:
-            if isinstance(event, Exited):
-                self.alive.pop(event.child, None)
-                self.dying.discard(event.child)
-            self.fleet.apply(event, self.now_s)
-        for action in self.fleet.plan(self.now_s):
-            self.perform(action, stopping)
-        self.check()
-
-    def perform(self, action: Action, stopping: bool) -> None:
-        assert self.finish is None
-        match action:
-            case Fork(child, shard, _):
-                assert not stopping
-                assert not self.fleet.stopping
-                assert child > self.last_child
-                self.last_child = child
-                if self.refuse_forks:
-                    self.fleet.apply(ForkFailed(child, "refused"), self.now_s)
-                else:
-                    self.alive[child] = shard
-            case Kill(child, signal.SIGKILL, _):
-                self.dying |= {child} & self.alive.keys()
-            case Kill(child) | Drain(child):
-                assert child in self.alive
-            case Finish():
-                self.finish = action
-            case _:
-                pass
-
-    def check(self) -> None:
-        for slot in self.fleet.slots:
-            states = [worker.state for worker in slot.workers]
-            assert states.count(State.SERVING) <= 1
-            assert states.count(State.BOOTING) <= 1
-            assert len(states) <= 3  # The board has so many rows for each shard.
-            assert all(slot.shard == self.alive[worker.child] for worker in slot.workers)
-        assert list(self.alive.values()).count(None) <= 1
-        deadline_s = self.fleet.next_deadline_s()
-        # Forks that have just been refused are due again at once, for the first failure; nothing else is late.
-        assert self.finish or self.refuse_forks or deadline_s is None or deadline_s > self.now_s
-
-
+STEP_NAMES = ["ready", "ready", "app", "boot", "leaving", "misspoke", "exit", "kill", "die", "refuse"]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["ready", "ready", "app", "boot", "leaving", "misspoke", "exit", "kill", "die", "refuse"]),
+        st.sampled_from(STEP_NAMES),
         st.integers(0, 30),
         st.sampled_from([0.0, 0.0, 0.0, 0.05, 1.0, 12.0, 33.0, 61.0, 121.0]),
     ),
     max_size=60,
 )
-
-
-def events_of(world: World, step: str, pick: int) -> list[Event]:
-    if step == "die":  # All that were killed.
-        return [Exited(child, KILLED) for child in sorted(world.dying)]
-    if step == "refuse":
-        world.refuse_forks = not world.refuse_forks
-    child = pick if pick > 15 or not world.alive else sorted(world.alive)[pick % len(world.alive)]
-    known: dict[str, Event] = {
-        "ready": Ready(child),
-        "app": Failed(child, "app", "broken", ""),
-        "boot": Failed(child, "boot", "broken", ""),
-        "leaving": Leaving(child),
-        "misspoke": Misspoke(child),
-        "exit": Exited(child, Ending(status=pick % 2)),
-        "kill": Exited(child, KILLED),
-    }
-    return [known[step]] if step in known else []
 
 
 @given(

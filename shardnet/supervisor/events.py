@@ -29,7 +29,16 @@ __all__ = [
     "Promoted",
     "Ready",
     "Reason",
+    "ReloadAsked",
+    "ReloadBegan",
+    "ReloadFailed",
+    "ReloadWaits",
+    "Reloaded",
+    "Renew",
+    "RenewalFailed",
+    "Renewed",
     "Respawn",
+    "Serve",
     "Serving",
     "StopAsked",
     "Stopping",
@@ -64,7 +73,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker accepts connections."""
+    """The worker accepts connections; or, if it was forked to be held, could."""
 
     child: int
 
@@ -116,7 +125,25 @@ class StopAsked:
     quick: bool = False
 
 
-Event = Ready | Failed | Leaving | Misspoke | Exited | ForkFailed | StopAsked
+@dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """Put a new generation of workers in the place of the one that serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The program was started over, for the reload that asked for it, and has loaded the app."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalFailed:
+    """There is no new generation to fork: why in a line, and at length."""
+
+    why: str
+    detail: str
+
+
+Event = Ready | Failed | Leaving | Misspoke | Exited | ForkFailed | StopAsked | ReloadAsked | Renewed | RenewalFailed
 
 
 # Actions: what is to be done, in this order.
@@ -124,19 +151,31 @@ Event = Ready | Failed | Leaving | Misspoke | Exited | ForkFailed | StopAsked
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Start a child under this number. `shard` None: the exporter."""
+    """Start a child under this number. `shard` None: the exporter. `held`: it is to come up, and not yet to accept."""
 
     child: int
     shard: int | None
     generation: int
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Tell the child, which was held, to accept from now on."""
+
+    child: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Tell the child to finish what it has and to exit, within this time."""
+    """Tell the child to finish what it has and to exit, within this time. It may spread the first `spread_s` of it over
+    its idle connections, so that their clients do not all come back at once. `succeeded`: another one accepts on its
+    listeners by now, and serves what is queued."""
 
     child: int
     timeout_s: float
+    spread_s: float = 0.0
+    succeeded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +189,12 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Promoted:
-    """For the record: the worker now serves its shard, `boot_s` after its fork."""
+    """For the record: the worker has come up, `boot_s` after its fork, and serves its shard unless it is held."""
 
     child: int
     shard: int
     boot_s: float
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +224,42 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """Start the program over, and say `Renewed` or `RenewalFailed` to the fleet that goes on in it. Comes last."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadBegan:
+    """For the record: this generation is being forked."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """For the record: this generation serves, and the one before drains."""
+
+    generation: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadFailed:
+    """For the record: a new generation did not come up, and is no more; the one named here stays."""
+
+    generation: int
+    why: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadWaits:
+    """For the record: a reload was asked for, and comes later. Said once."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """For the record: no more forks from here on, and `code` in the end."""
 
@@ -206,4 +282,21 @@ class Finish:
     detail: str = ""
 
 
-Action = Fork | Drain | Kill | Promoted | Ended | Respawn | Serving | Stopping | CloseListeners | Finish
+Action = (
+    Fork
+    | Serve
+    | Drain
+    | Kill
+    | Promoted
+    | Ended
+    | Respawn
+    | Serving
+    | Renew
+    | ReloadBegan
+    | Reloaded
+    | ReloadFailed
+    | ReloadWaits
+    | Stopping
+    | CloseListeners
+    | Finish
+)

@@ -21,6 +21,7 @@ class State(enum.Enum):
     """Where a worker stands; the same words as in metrics and logs."""
 
     BOOTING = "booting"
+    HELD = "held"  # It has come up, and accepts nothing until it is told to: metrics count it among the booting.
     SERVING = "serving"
     DRAINING = "draining"
     GONE = "gone"
@@ -30,13 +31,16 @@ class Cue(enum.Enum):
     """What moves a worker from one state to another."""
 
     READY = "ready"
+    HOLD = "hold"  # Ready, but one of a generation that is not complete.
+    SERVE = "serve"
     DRAIN = "drain"
     EXITED = "exited"
 
 
 # A cue that is not in its state's row changes nothing: a second "ready" from a worker, say.
 NEXT: Final = {
-    State.BOOTING: {Cue.READY: State.SERVING, Cue.EXITED: State.GONE},
+    State.BOOTING: {Cue.READY: State.SERVING, Cue.HOLD: State.HELD, Cue.EXITED: State.GONE},
+    State.HELD: {Cue.SERVE: State.SERVING, Cue.DRAIN: State.DRAINING, Cue.EXITED: State.GONE},
     State.SERVING: {Cue.DRAIN: State.DRAINING, Cue.EXITED: State.GONE},
     State.DRAINING: {Cue.EXITED: State.GONE},
     State.GONE: {},
@@ -50,11 +54,14 @@ class Worker:
     child: int
     state: State
     forked_s: float
+    generation: int
+    held: bool = False  # Forked for a reload that is not complete: no part of what its slot has.
     ready_s: float | None = None
     kill_at_s: float | None = None  # When patience with it ends; None: never.
     kill_why: str = ""
     asked: bool = False  # Somebody wants it gone: its end is no failure.
     told: bool = False  # It has been told to drain.
+    dismissed: bool = False  # Sent away while it booted: no part of what its slot has, even if it comes up now.
     blamed: bool = False  # The supervisor killed it for what it did, or failed to do.
     trouble: str = ""  # What went wrong with it, in its own words or in ours.
 
@@ -77,23 +84,31 @@ class Slot:
     fork_at_s: float = -math.inf  # Not before this.
     was_ready: bool = False
 
-    def first(self, state: State) -> Worker | None:
-        return next((worker for worker in self.workers if worker.state is state), None)
+    def first(self, *states: State) -> Worker | None:
+        return next((worker for worker in self.workers if worker.state in states), None)
 
-    @property
-    def lacks_worker(self) -> bool:
-        """Whether a child should be forked for it."""
-        if self.first(State.BOOTING):
+    def of_generation(self, generation: int) -> Worker | None:
+        return next((worker for worker in self.workers if worker.generation == generation), None)
+
+    def lacks_worker(self, *, reloading: bool) -> bool:
+        """Whether a child should be forked for it, to serve as soon as it can."""
+        if any(worker.state is State.BOOTING and not (worker.held or worker.dismissed) for worker in self.workers):
             return False
         serving = self.first(State.SERVING)
-        # A successor to one that leaves is ready only to make the leaver a drainer: one of those is enough.
-        return serving is None or (serving.asked and not self.first(State.DRAINING))
+        if serving is None:
+            return True
+        # A successor to one that leaves is ready only to make the leaver a drainer: one of those is enough. And a
+        # reload brings it one anyway.
+        return serving.asked and not reloading and not self.first(State.DRAINING)
 
     @property
     def state(self) -> str:
         """The one word for it; `backoff` when nobody is there."""
-        states = (State.SERVING, State.BOOTING, State.DRAINING)
-        return next((state.value for state in states if self.first(state)), "backoff")
+        if self.first(State.SERVING):
+            return State.SERVING.value
+        if self.first(State.BOOTING, State.HELD):
+            return State.BOOTING.value
+        return State.DRAINING.value if self.first(State.DRAINING) else "backoff"
 
 
 def backoff_s(failures: int, random: float) -> float:

@@ -22,20 +22,23 @@ import os
 import select
 import signal
 import socket
-import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NoReturn, Protocol
 
 from shardnet.control import ControlEndpoint, Message, pair
 from shardnet.errors import ExitCode
+from shardnet.supervisor.childhood import close_others, flush_streams, run_exit_functions
 from shardnet.supervisor.events import Ending
+from shardnet.supervisor.handover import ChildState
 
 __all__ = [
+    "ASKED",
+    "RELOAD",
+    "REOPEN_LOGS",
+    "STOP_AT_ONCE",
     "Asked",
     "ChildExited",
     "ChildMisspoke",
@@ -46,15 +49,19 @@ __all__ = [
     "System",
 ]
 
-STOP_GRACEFULLY: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})  # HUP: the terminal is gone.
+STOP_GRACEFULLY: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 STOP_AT_ONCE: Final = frozenset({signal.SIGQUIT})
-# Ctrl-C and a hang-up reach the whole foreground process group: what a child is to do about it, the supervisor says.
-IGNORED_BY_CHILDREN: Final = frozenset({signal.SIGINT, signal.SIGHUP})
-SIGNALS_QUEUED_MAX: Final = 16  # Of the same kind, all of them: to stop. Two say as much as a hundred.
+RELOAD: Final = frozenset({signal.SIGHUP})
+REOPEN_LOGS: Final = frozenset({signal.SIGUSR1})
+# Everything that somebody may send to the supervisor.
+ASKED: Final = STOP_GRACEFULLY | STOP_AT_ONCE | RELOAD | REOPEN_LOGS
+HANDLED: Final = ASKED | {signal.SIGCHLD}
+# Ctrl-C and a hang-up reach the whole foreground process group, and who renames log files tells all processes of that
+# name: what a child is to do about it, the supervisor says.
+IGNORED_BY_CHILDREN: Final = frozenset({signal.SIGINT, *RELOAD, *REOPEN_LOGS})
+SIGNALS_QUEUED_MAX: Final = 2  # Of each. Two say as much as a hundred.
 CORRUPT_MAX: Final = 3  # Packets that are no messages: after so many, what a child says cannot be relied on.
 WAKES_READ_BYTES: Final = 4096
-EXIT_FUNCTIONS_S: Final = 0.5  # For all of a child's exit functions: well within the patience that kills it otherwise.
-OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
 STANDARD_STREAMS: Final = frozenset({0, 1, 2})
 
 
@@ -148,10 +155,11 @@ class LinuxSystem:
     """`System` on Linux 5.10 or later. One per process, in its main thread; it owns the process's signal handlers
     until `close`, and unblocks their signals until then."""
 
-    def __init__(self) -> None:
+    def __init__(self, children: Iterable[ChildState] = (), signals: Iterable[int] = ()) -> None:
+        """`children` and `signals` are those that this process had when it ran another program: see `hand_over`."""
         self._children: dict[int, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
-        self._signals: collections.deque[int] = collections.deque(maxlen=SIGNALS_QUEUED_MAX)
+        self._signals: collections.deque[int] = collections.deque(signals)
         self._children_ended = True  # There may be some from before us, as after an exec.
         self._epoll = select.epoll()
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -159,13 +167,18 @@ class LinuxSystem:
             sock.setblocking(False)
         self._epoll.register(self._wake_reader, select.EPOLLIN)
         self._old_wakeup_fd = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        handlers = dict.fromkeys(STOP_GRACEFULLY | STOP_AT_ONCE, self._on_stop_signal)
+        handlers = dict.fromkeys(ASKED, self._on_signal)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             del handlers[signal.SIGHUP]  # nohup was asked for.
         self._old_handlers = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
         self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, self._on_child_signal)
-        handled = STOP_GRACEFULLY | STOP_AT_ONCE | {signal.SIGCHLD}
-        self._old_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        for child in children:
+            control = socket.socket(fileno=child.control_fd)
+            control.set_inheritable(False)
+            self._adopt(child.number, child.pid, ControlEndpoint(control))
+        if self._signals:
+            self._wake_writer.send(b"\0")
+        self._old_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -190,7 +203,7 @@ class LinuxSystem:
         return signals + said + exited
 
     def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
-        _flush_streams()  # Or what is buffered would be printed by both.
+        flush_streams()  # Or what is buffered would be printed by both.
         ours, theirs = pair()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -214,6 +227,20 @@ class LinuxSystem:
             with contextlib.suppress(ProcessLookupError):  # It has ended, and its exit is on the way to us.
                 signal.pidfd_send_signal(self._children[child].pidfd, signum)
 
+    def hand_over(self) -> tuple[tuple[ChildState, ...], tuple[int, ...]]:
+        """All children, and the signals that nobody has heard of, for the program that will run in this process next.
+
+        Until then, or `keep`, signals wait: blocked ones that are pending survive an exec, handlers do not. Whoever
+        executes has to let the children's `control_fd` survive it.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        children = (ChildState(c.number, c.pid, c.control.fileno()) for c in self._children.values())
+        return tuple(children), tuple(self._signals)
+
+    def keep(self) -> None:
+        """Go on as before: nobody took what `hand_over` gave."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
     def close(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
         for signum, handler in self._old_handlers.items():
@@ -223,8 +250,9 @@ class LinuxSystem:
 
     # Signals.
 
-    def _on_stop_signal(self, signum: int, _frame: object) -> None:
-        self._signals.append(signum)
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        if self._signals.count(signum) < SIGNALS_QUEUED_MAX:
+            self._signals.append(signum)
 
     def _on_child_signal(self, _signum: int, _frame: object) -> None:
         self._children_ended = True
@@ -312,17 +340,17 @@ class LinuxSystem:
             signal.set_wakeup_fd(-1)
             parents_end.close()
             self._close_descriptors()
-            _close_others(STANDARD_STREAMS | {control.fileno(), *enter()})
+            close_others(STANDARD_STREAMS | {control.fileno(), *enter()})
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             atexit._clear()  # The parent's.
             code = main(control)
-            _run_exit_functions(code)
+            run_exit_functions(code)
         except BaseException:
             traceback.print_exc()
         finally:
             # Whatever happens, not a step back into the parent's stack, its handlers and its atexit functions.
             try:
-                _flush_streams()
+                flush_streams()
             finally:
                 os._exit(code if isinstance(code, int) else ExitCode.FAILED)
 
@@ -335,34 +363,6 @@ class LinuxSystem:
         self._epoll.close()
         self._wake_reader.close()
         self._wake_writer.close()
-
-
-def _close_others(keep: Collection[int]) -> None:
-    """Close every descriptor of this process but these."""
-    for fd in [int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()]:
-        if fd not in keep:
-            with contextlib.suppress(OSError):  # The one that listed the directory is closed already.
-                os.close(fd)
-
-
-def _run_exit_functions(code: int) -> None:
-    """What the interpreter does at its end and `os._exit` does not: executors end the processes that they have
-    started, which would stay for ever, with our listeners if they were forked; and atexit. Not for ever: there may be a
-    thread that does not end."""
-    _flush_streams()
-    give_up = threading.Timer(EXIT_FUNCTIONS_S, os._exit, (code,))
-    give_up.daemon = True
-    with contextlib.suppress(RuntimeError):  # No thread can be started, and so nothing that might take for ever.
-        give_up.start()
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing does in its forked children
-        atexit._run_exitfuncs()
-
-
-def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # Closed, a pipe without a reader, or none at all: what was printed is lost, and nobody is there to tell.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
 
 
 def _ending(result: os.waitid_result) -> Ending:
