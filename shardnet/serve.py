@@ -7,28 +7,48 @@ from and how errors are shown (see `cli`), anything that goes on after the start
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Iterable
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Never
 
 from shardnet import __version__
 from shardnet.board import Board
-from shardnet.config import OFF, Settings
+from shardnet.config import DASH, OFF, Settings
+from shardnet.connection import Limits
 from shardnet.cpus import usable_cpus
-from shardnet.errors import AddressInUse, ExitCode, UsageError
+from shardnet.errors import AddressInUse, AppError, ExitCode, SystemFault, UsageError
 from shardnet.filelimit import check_supervisor_fits, connections_within, raise_file_limit
 from shardnet.holder import with_holder
-from shardnet.listen import Address, ListenerBank, SocketOptions, open_metrics_listener, parse_address
-from shardnet.log import get_logger, set_up
-from shardnet.seats import ExporterSeat
+from shardnet.listen import (
+    Address,
+    ListenerBank,
+    SocketOptions,
+    TcpAddress,
+    UnixAddress,
+    open_metrics_listener,
+    parse_address,
+    parse_tcp_address,
+)
+from shardnet.log import LogOptions, get_logger, set_up
+from shardnet.preload import Preloaded, ThreadsLeft, preload
+from shardnet.seats import ExporterSeat, WorkerSeat
+from shardnet.sources import SourceWatch, WatchOptions, start_watching
+from shardnet.supervisor.handover import SupervisorState, decode, encode
+from shardnet.supervisor.program import Program, handed_over
 from shardnet.supervisor.supervisor import SupervisorOptions, supervise
+from shardnet.supervisor.system import ASKED
 from shardnet.watcher import ENGINE
 from shardnet.worker import WorkerOptions, run_worker
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+THREADS_S: Final = 0.5  # For the end of a process that has threads which it did not want.
 
 
 def absolute(app_dir: Path) -> Path:
@@ -42,63 +62,246 @@ def absolute(app_dir: Path) -> Path:
         raise UsageError("the current directory is gone: change to another one, or give --app-dir DIR") from exc
 
 
-def serve(app: str, settings: Settings, *, metrics_required: bool) -> ExitCode:
-    """Serve `app` until asked to stop. `metrics_required`: somebody asked for the metrics address by name.
+def serve(app: str, settings: Settings, *, metrics_required: bool, config: Path | None = None) -> ExitCode:
+    """Serve `app` until asked to stop. Raises what `shardnet.errors` has for the user, when it cannot.
 
-    Raises what `shardnet.errors` has for the user, when it cannot.
+    Args:
+        app: module:name.
+        settings: All of them.
+        metrics_required: Somebody asked for the metrics address by name.
+        config: The file that settings were read from, if they were.
     """
-    set_up("debug" if settings.debug else "info")
+    program = Program.own()
+    set_up(_log_options(settings))
     log = get_logger("supervisor")
-    shards = settings.workers or usable_cpus()
+    shards = settings.workers if isinstance(settings.workers, int) else usable_cpus()
     file_limit = raise_file_limit()
-    connections_max = connections_within(file_limit, settings.max_connections)
-    if settings.max_connections is not None and connections_max < settings.max_connections:
+    wanted = settings.max_connections if isinstance(settings.max_connections, int) else None
+    connections_max = connections_within(file_limit, wanted)
+    if wanted is not None and connections_max < wanted:
         log.warning(
-            f"file limit {file_limit} is low for --max-connections {settings.max_connections}: "
+            f"file limit {file_limit} is low for --max-connections {wanted}: "
             f"each worker stops accepting at {connections_max}; raise the hard limit (ulimit -Hn, LimitNOFILE=)"
         )
     addresses = [parse_address(text) for text in settings.bind]
     check_supervisor_fits(file_limit, shards, len(addresses))
-    app_dir = absolute(settings.app_dir)
+    if (settings.unix_mode or settings.unix_owner) and not any(isinstance(one, UnixAddress) for one in addresses):
+        log.warning("unix_mode and unix_owner have no effect: no address is unix:PATH")
+    settings = _settled(app, settings, shards, connections_max)
+    watch = _Watch(settings, config)
     with contextlib.ExitStack() as opened:
-        bank = ListenerBank.open(addresses, shards, SocketOptions(backlog=settings.backlog))
+        watch.begin()
+        opened.callback(watch.end)
+        bank = ListenerBank.open(addresses, shards, _socket_options(settings))
         opened.callback(bank.close)
-        if bank.backlog_effective < settings.backlog:
+        granted = bank.backlog_effective
+        if granted is not None and granted < settings.backlog:
             log.warning(
-                f"the kernel cuts --backlog {settings.backlog} to {bank.backlog_effective}: "
+                f"the kernel cuts --backlog {settings.backlog} to {granted}: "
                 f"raise it with sysctl net.core.somaxconn={settings.backlog}"
             )
         metrics = _open_metrics(settings.metrics_bind, bank.addresses, required=metrics_required)
         if metrics is not None:
             opened.callback(metrics.close)
-        board = Board.create(shards)
+        preloaded = _preload_first(app, Path(settings.app_dir)) if settings.preload else None
+        return _Server(program, settings, config, bank, Board.create(shards), metrics, watch).run(preloaded)
+
+
+def resume_if_handed_over() -> ExitCode | None:
+    """Go on serving, if that is what the program before this one in this process did, until asked to stop.
+
+    To be called first of all. Returns None when there was no such program; raises as `serve` does.
+    """
+    handed = handed_over()
+    if handed is None:
+        return None
+    program = Program.own()
+    settings = Settings(**{name: _whole(value) for name, value in handed["settings"].items()})
+    config = None if handed["config"] is None else Path(handed["config"])
+    set_up(_log_options(settings))
+    state = decode(handed["supervisor"])
+    bank = ListenerBank.take_over(handed["bank"])
+    board = Board.attach(handed["board"])
+    metrics = None if handed["metrics"] is None else socket.socket(fileno=handed["metrics"])
+    for fd in [child.control_fd for child in state.children] + ([metrics.fileno()] if metrics else []):
+        os.set_inheritable(fd, False)
+    watch = _Watch(settings, config, handed["watch"])
+    server = _Server(program, settings, config, bank, board, metrics, watch)
+    with contextlib.ExitStack() as opened:
+        opened.callback(bank.close)
+        if metrics is not None:
+            opened.callback(metrics.close)
+        opened.callback(watch.end)
+        preloaded = None
+        if state.failure is None:
+            try:
+                preloaded = preload(server.app, Path(settings.app_dir))
+            except AppError as error:
+                state = replace(state, failure=(str(error), _detail(error)))
+                # Once more, so that workers to come are not forked from what the import has left behind.
+                with contextlib.suppress(SystemFault):
+                    server.replace(state)
+        return server.run(preloaded, state)
+
+
+def _preload_first(app: str, app_dir: Path) -> Preloaded:
+    try:
+        return preload(app, app_dir)
+    except ThreadsLeft:
+        # They might not let the process end.
+        give_up = threading.Timer(THREADS_S, os._exit, (ExitCode.APP,))
+        give_up.daemon = True
+        give_up.start()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What a server holds for life; in whichever program, for a reload may start that over: it is the supervisor's
+    `Renewal`."""
+
+    program: Program
+    settings: Settings  # Settled.
+    config: Path | None
+    bank: ListenerBank
+    board: Board
+    metrics: socket.socket | None
+    watch: _Watch
+
+    @property
+    def app(self) -> str:
+        return str(self.settings.app)
+
+    def run(self, preloaded: Preloaded | None, resumed: SupervisorState | None = None) -> ExitCode:
+        """Serve until asked to stop."""
+        settings, bank = self.settings, self.bank
         options = WorkerOptions(
-            app=app,
-            app_dir=app_dir,
+            app=self.app,
+            app_dir=Path(settings.app_dir),
             listeners=tuple(map(str, bank.addresses)),
-            connections_max=connections_max,
+            shared=bank.shared,
+            connections_max=int(settings.max_connections),
             swap_size_bytes=settings.swap_size_bytes,
             drain_timeout_s=settings.drain_timeout_s,
+            limits=Limits(write_hard_bytes=settings.write_limit_bytes, write_stall_s=settings.write_stall_s),
+            log=_log_options(settings),
+            debug=settings.debug,
         )
         # Delivered while the supervisor runs, which unblocks them. Afterwards only the interpreter comes to its end: a
         # second Ctrl-C that is a little late would make that a death by signal, and the exit status wrong.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)
         return supervise(
             bank,
-            board,
-            SupervisorOptions(shards, settings.drain_timeout_s, settings.boot_timeout_s),
-            partial(run_worker, options),
+            self.board,
+            SupervisorOptions(
+                bank.shards, settings.drain_timeout_s, settings.boot_timeout_s, drain_spread_s=settings.drain_spread_s
+            ),
+            partial(_run_worker, options, preloaded),
             _run_exporter,
-            metrics,
-            partial(_say_serving, app, bank, shards, metrics),
+            self.metrics,
+            partial(_say_serving, self.app, bank, bank.shards, self.metrics),
+            worker_fds=preloaded.descriptors if preloaded else (),
+            renewal=self if settings.preload else None,
+            resumed=resumed,
         )
+
+    def prepare(self) -> None:
+        self.program.check(f"shardnet {__version__}")
+
+    def replace(self, state: SupervisorState) -> Never:
+        fds = [self.board.fd, *self.watch.fds, *(child.control_fd for child in state.children)]
+        fields = {
+            "watch": self.watch.fds,
+            "settings": _fields(self.settings),
+            "config": None if self.config is None else str(self.config),
+            "bank": self.bank.hand_over(),
+            "board": self.board.fd,
+            "metrics": self.metrics and self.metrics.fileno(),
+            "supervisor": encode(state),
+        }
+        try:
+            self.program.replace(fields, fds + ([self.metrics.fileno()] if self.metrics else []))
+        finally:
+            self.bank.keep()
+
+
+class _Watch:
+    """The watching of sources, where it was asked for; `fds` are those of one that was begun by the program before."""
+
+    def __init__(self, settings: Settings, config: Path | None, fds: Sequence[int] = ()) -> None:
+        self._options = WatchOptions(str(settings.app), Path(settings.app_dir), config) if settings.watch else None
+        self._running = SourceWatch(*fds) if fds else None
+        # By its .pyc a source that is saved twice within a second at the same size would pass for unchanged.
+        sys.dont_write_bytecode = sys.dont_write_bytecode or settings.watch
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return self._running.fds if self._running else ()
+
+    def begin(self) -> None:
+        if self._options is not None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)  # HUP may come before the supervisor can take it.
+            self._running = start_watching(self._options)
+
+    def end(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
+
+def _run_worker(options: WorkerOptions, preloaded: Preloaded | None, seat: WorkerSeat) -> int:
+    return run_worker(options, seat, preloaded.enter_worker() if preloaded else None)
+
+
+def _detail(error: AppError) -> str:
+    return "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
+
+
+def _settled(app: str, settings: Settings, shards: int, connections_max: int) -> Settings:
+    """The same settings, no matter where and when they are looked at: a program that is started over does."""
+    logs = [settings.log_file, settings.access_log]
+    log_file, access_log = (one if one in (OFF, DASH) else str(Path(one).absolute()) for one in logs)
+    changes = {
+        "app": app,
+        "app_dir": str(absolute(Path(settings.app_dir))),
+        "workers": shards,
+        "max_connections": connections_max,
+        "log_file": log_file,
+        "access_log": access_log,
+    }
+    return Settings(**(_fields(settings) | changes))
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__struct_fields__}
+
+
+def _whole(value: Any) -> Any:
+    """A setting's value that has been JSON."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _socket_options(settings: Settings) -> SocketOptions:
+    mode = None if settings.unix_mode is None else int(settings.unix_mode, 8)
+    return SocketOptions(backlog=settings.backlog, unix_mode=mode, unix_owner=settings.unix_owner)
+
+
+def _log_options(settings: Settings) -> LogOptions:
+    access_file = None if settings.access_log in (OFF, DASH) else Path(settings.access_log).absolute()
+    return LogOptions(
+        level="debug" if settings.debug else settings.log_level,
+        format=settings.log_format,
+        file=None if settings.log_file == DASH else Path(settings.log_file).absolute(),
+        access_file=access_file,
+        access=settings.access_log != OFF,
+    )
 
 
 def _open_metrics(text: str, served: Iterable[Address], *, required: bool) -> socket.socket | None:
     """The exporter's listener. A default address that is taken costs the metrics, not the service."""
     if text == OFF:
         return None
-    address = parse_address(text)
+    address = parse_tcp_address(text)
     try:
         if any(ours.covers(address) or address.covers(ours) for ours in served):
             raise AddressInUse(f"address {address} is among those of --bind: give --metrics-bind another port")
@@ -122,6 +325,6 @@ def _say_serving(app: str, bank: ListenerBank, shards: int, metrics: socket.sock
     noun = "shard" if shards == 1 else "shards"
     line = f"shardnet {__version__} serving {app} on {on}, {shards} {noun}, engine {ENGINE}"
     if metrics is not None:
-        line += f", metrics on {Address(metrics.family, *metrics.getsockname()[:2])}"
+        line += f", metrics on {TcpAddress(metrics.family, *metrics.getsockname()[:2])}"
     with contextlib.suppress(OSError):  # Whoever read the line is gone: serve all the same.
         print(line, flush=True)

@@ -1,6 +1,6 @@
 """An echo that will not load in the worker that holds a certain listener, loaded as `tests.process.crashing:handler`.
 
-Which listener: its inode stands in the file that SHARDNET_TEST_CRASH names; while there is no such file all load. A
+Which listener: its inode stands in the file that CRASHING_SHARD_FILE names; while there is no such file all load. A
 shard keeps its listener for life, so the inode says which shard dies at boot, and only a test knows of it.
 """
 
@@ -21,7 +21,7 @@ def _holds(inode: int) -> bool:
     return False
 
 
-_file = Path(os.environ["SHARDNET_TEST_CRASH"])
+_file = Path(os.environ["CRASHING_SHARD_FILE"])
 if _file.exists() and _holds(int(_file.read_text())):
     os._exit(3)
 

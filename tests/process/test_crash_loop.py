@@ -24,7 +24,7 @@ def test_shard_that_crashes_at_every_boot_leaves_the_others_serving(tmp_path: Pa
     crashing shard's queue all the while is served by the first worker that comes up."""
     crash = tmp_path / "crash"
     with ShardedServer(
-        "tests.process.crashing:handler", workers=4, env={"SHARDNET_TEST_CRASH": str(crash)}
+        "tests.process.crashing:handler", workers=4, env={"CRASHING_SHARD_FILE": str(crash)}
     ) as server, ExitStack() as stack:  # fmt: skip
         workers = server.wait_serving()
         (inode,) = [fd.identity for fd in descriptors(workers[1]) if fd.kind == "tcp-listen"]
