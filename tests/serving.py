@@ -3,6 +3,9 @@
     with Serving(handler) as kit:
         kit.run(main(kit))
 
+Other than the test kit's `serve`, it makes the loop, in whatever mode, and looks into everything: cells, log, errors of
+the loop.
+
 Nothing here sleeps: `until` lets the loop turn until something is so, and everything else waits for sockets.
 """
 
@@ -10,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import logging
 import socket
 import struct
@@ -19,12 +21,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from shardnet.app import Handler, Kind
+from shardnet.app import App, Handler, Kind
 from shardnet.connection import CloseReason, Connection, Limits
 from shardnet.log import Log
 from shardnet.loop import new_loop
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, AT_RECEIVED, AT_SENT
 from shardnet.server import Server, private_cells
+from shardnet.testing.serving import open_listener, resolve_handler
 from shardnet.watcher import Op, Outcome, Watcher
 from shardnet.watcher.counters import completions_cell
 
@@ -103,7 +106,7 @@ class Serving:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | App,
         *,
         mode: str = "plain",
         kind: Kind | None = None,
@@ -123,18 +126,20 @@ class Serving:
         logger = logging.Logger("test")
         self._logged = Logged()
         logger.addHandler(self._logged)
-        if kind is None:
-            kind = Kind.CONN if inspect.iscoroutinefunction(function) else Kind.CALLBACK
+        if kind is None or isinstance(function, App):
+            handler = resolve_handler(function, kind)
+        else:
+            handler = Handler(kind, function)
         self.server = Server(
             self.watcher,
             self.loop,
-            Handler(kind, function),
+            handler,
             self.cells,
             Log(logger, {}),
             connections_max=connections_max,
             limits=limits,
         )
-        self.listeners = [open_listener(host, send_buffer_bytes) for _ in range(listener_count)]
+        self.listeners = [open_listener(host, send_buffer_bytes=send_buffer_bytes) for _ in range(listener_count)]
         for listener in self.listeners:
             self.server.listen(listener)
         self.clients: list[Client] = []
@@ -251,16 +256,6 @@ def set_mode(loop: asyncio.AbstractEventLoop, mode: str) -> None:
 
 def _python_task(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
     return asyncio.tasks._PyTask(coro, loop=loop, **kwargs)  # type: ignore[attr-defined]
-
-
-def open_listener(host: str = "127.0.0.1", send_buffer_bytes: int = 0) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if send_buffer_bytes:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    sock.bind((host, 0))
-    sock.listen(4096)
-    sock.setblocking(False)
-    return sock
 
 
 def the_task(conn: Connection) -> asyncio.Task[object]:
