@@ -1,0 +1,1 @@
+"""Servers from PyPI, which were written for asyncio, on shardnet without a changed line."""
