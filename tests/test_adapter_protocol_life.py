@@ -142,7 +142,6 @@ def test_factory_that_fails_ends_the_connection(factory: Callable[[], Any]) -> N
     with serving(factory) as kit:
         kit.run(main(kit))
         assert kit.handler_exceptions == 2
-        kit.loop_errors.clear()
 
 
 # Contexts.

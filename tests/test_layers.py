@@ -35,16 +35,24 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "metrics": {"board", "errors"},
     "loop": {"watcher"},
     "connection": {"errors", "watcher"},
-    "server": {"app", "connection", "errors", "log", "metrics", "watcher"},
-    "worker": {"app", "errors", "log", "loop", "metrics", "seats", "server", "watcher", "control", "board"},
+    "adapters": {"connection", "watcher"},
+    "server": {"adapters", "app", "connection", "errors", "log", "metrics", "watcher"},
+    "worker": {
+        "app", "board", "connection", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher",
+    },
     "exporter": {"app", "board", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher"},
+    "sources": {"errors", "log"},
+    "preload": {"app", "errors"},
     "supervisor": {"board", "control", "errors", "listen", "log", "metrics", "seats"},
     "serve": {
-        "board", "config", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log", "seats", "supervisor",
-        "watcher", "worker", "__init__",
+        "board", "config", "connection", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log",
+        "preload", "seats", "sources", "supervisor", "watcher", "worker", "__init__",
     },
-    "cli": {"app", "check", "config", "errors", "holder", "serve", "supervisor", "__init__"},
-    "__init__": {"connection", "watcher"},
+    "cli": {"check", "config", "errors", "holder", "listen", "serve", "supervisor", "__init__"},
+    "testing": {
+        "app", "connection", "control", "errors", "log", "loop", "metrics", "server", "supervisor", "watcher",
+    },
+    "__init__": {"app", "connection", "watcher"},
     "__main__": {"cli"},
 }  # fmt: skip
 
@@ -52,8 +60,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 HEAVY: Final = {
     "click": {"cli"},
     "h11": {"exporter"},
+    "msgspec": {"config"},
     "prometheus_client": {"exporter"},
     "psutil": {"holder"},
+    "pytest": {"testing"},
+    "watchfiles": {"sources"},
 }
 
 
@@ -113,6 +124,9 @@ def test_module_imports_only_what_lies_below(path: Path) -> None:
         ("shardnet.watcher", {"asyncio", "shardnet.connection", "shardnet.board", *HEAVY}),
         ("shardnet.supervisor.supervisor", {"asyncio", "shardnet.server", *HEAVY}),
         ("shardnet.worker", set(HEAVY)),
+        ("shardnet.testing.plugin", {"shardnet.testing.serving", "shardnet.testing.sharded", "shardnet.server"}),
+        ("shardnet.testing.serving", set(HEAVY)),
+        ("shardnet.testing.sharded", {"asyncio", "shardnet.server", *HEAVY}),
         ("shardnet.cli", {"h11", "prometheus_client", "psutil"}),
     ],
 )

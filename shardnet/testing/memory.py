@@ -244,6 +244,7 @@ class MemoryListener:
 
     family: Final = socket.AF_INET
     fd: Final = -1
+    exclusive: Final = False
 
     def __init__(self, watcher: MemoryWatcher) -> None:
         self._watcher = watcher
