@@ -25,6 +25,7 @@ run: $(VENV)/.installed
 
 test: lint
 	tools/fetch-prometheus.sh
+	tools/fetch-python-tests.sh $(BIN)/python
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
