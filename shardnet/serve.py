@@ -38,7 +38,7 @@ from shardnet.listen import (
     parse_tcp_address,
 )
 from shardnet.log import LogOptions, get_logger, set_up
-from shardnet.preload import Preloaded, ThreadsLeft, preload
+from shardnet.preload import ImportStopped, Preloaded, preload
 from shardnet.seats import ExporterSeat, WorkerSeat
 from shardnet.sources import SourceWatch, WatchOptions, start_watching
 from shardnet.supervisor.handover import SupervisorState, decode, encode
@@ -103,7 +103,11 @@ def serve(app: str, settings: Settings, *, metrics_required: bool, config: Path 
         metrics = _open_metrics(settings.metrics_bind, bank.addresses, required=metrics_required)
         if metrics is not None:
             opened.callback(metrics.close)
-        preloaded = _preload_first(app, Path(settings.app_dir)) if settings.preload else None
+        try:
+            preloaded = _preload_first(app, settings) if settings.preload else None
+        except ImportStopped:
+            log.info("stopped", why="asked to stop while importing the app")
+            return ExitCode.OK
         return _Server(program, settings, config, bank, Board.create(shards), metrics, watch).run(preloaded)
 
 
@@ -135,7 +139,7 @@ def resume_if_handed_over() -> ExitCode | None:
         preloaded = None
         if state.failure is None:
             try:
-                preloaded = preload(server.app, Path(settings.app_dir))
+                preloaded = preload(server.app, Path(settings.app_dir), settings.boot_timeout_s)
             except AppError as error:
                 state = replace(state, failure=(str(error), _detail(error)))
                 # Once more, so that workers to come are not forked from what the import has left behind.
@@ -144,12 +148,14 @@ def resume_if_handed_over() -> ExitCode | None:
         return server.run(preloaded, state)
 
 
-def _preload_first(app: str, app_dir: Path) -> Preloaded:
+def _preload_first(app: str, settings: Settings) -> Preloaded:
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKED)  # What is asked for while it imports can be done afterwards.
     try:
-        return preload(app, app_dir)
-    except ThreadsLeft:
-        # They might not let the process end.
-        give_up = threading.Timer(THREADS_S, os._exit, (ExitCode.APP,))
+        return preload(app, Path(settings.app_dir), settings.boot_timeout_s)
+    except AppError as error:
+        # Threads that the import has started might not let the process end.
+        status = ExitCode.OK if isinstance(error, ImportStopped) else ExitCode.APP
+        give_up = threading.Timer(THREADS_S, os._exit, (status,))
         give_up.daemon = True
         give_up.start()
         raise

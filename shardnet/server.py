@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -148,26 +149,25 @@ class Server:
                 listener.accept_queued(ACCEPT_DRAIN_MAX)
             self.watcher.unlisten(listener)
 
-    async def drain(self, timeout_s: float, spread_s: float = 0.0) -> bool:
+    async def drain(self, timeout_s: float, spread_s: float = 0.0, silent_s: float = 0.0) -> bool:
         """Stop accepting and let the connections come to their end: True when none had to be cut.
 
         A handler that waits in a read with nothing unread or unsent gets the end of its stream, as do idle connections
-        of the other kinds, spread over `spread_s`, so that not all their peers come back at once. The others may go on
-        until the deadline, then they are cancelled, what is queued is sent for a moment more, and the rest is reset.
+        of the other kinds, spread over `spread_s`, so that not all their peers come back at once; those whose peers
+        have not said anything yet only after `silent_s`, because their first bytes may be on the way. The others may go
+        on until the deadline, then they are cancelled, what is queued is sent for a moment more, and the rest is reset.
         """
         self.shard.draining = True
         self.stop_accepting()
         if self._handler.on_drain is not None:
             for conn in self.connections():
                 if not conn.is_closing():
-                    self._call_hook(conn, self._handler.on_drain, conn)
+                    self._call_on_drain(self._handler.on_drain, conn)
         begun_s = time.monotonic()
-        spread_s = min(spread_s, timeout_s / 2)
-        initial, ended = self.active, 0
+        waves = self._waves(min(spread_s, timeout_s / 2), min(silent_s, timeout_s / 2))
         while (self.active or self.handlers) and (left_s := begun_s + timeout_s - time.monotonic()) > 0:
-            passed_s = time.monotonic() - begun_s
-            share = 1.0 if passed_s >= spread_s else passed_s / spread_s
-            ended += self._end_idle(round(initial * share) - ended)
+            for wave in waves:
+                wave.ended += self._end_idle(wave.silent, wave.due(time.monotonic() - begun_s))
             await self._wait_empty(min(DRAIN_SWEEP_S, left_s))
         emptied = not (self.active or self.handlers)
         if not emptied:
@@ -176,13 +176,20 @@ class Server:
         await asyncio.sleep(0)  # For those who are told of an end by the loop: `on_disconnect`, `connection_lost`.
         return emptied
 
-    def _end_idle(self, count: int) -> int:
-        """End at most `count` connections that are idle: how many there were."""
+    def _waves(self, spread_s: float, silent_s: float) -> tuple[_Wave, _Wave]:
+        silent = sum(conn.received_bytes == 0 for conn in self.connections())
+        return _Wave(False, self.active - silent, 0.0, spread_s), _Wave(True, silent, silent_s, spread_s)
+
+    def _end_idle(self, silent: bool, count: float) -> int:
+        """End at most `count` connections that are idle, and whose peers have been silent or not: how many there
+        were."""
         ended = 0
-        for conn in self.connections():
-            if ended >= count:
-                break
-            ended += conn.end_if_idle()
+        if count > 0:
+            for conn in self.connections():
+                if ended >= count:
+                    break
+                if (conn.received_bytes == 0) is silent:
+                    ended += conn.end_if_idle()
         return ended
 
     async def _cut(self) -> None:
@@ -208,7 +215,7 @@ class Server:
             self._write_access(self._access_log, conn, reason)
         if self._handler.on_disconnect is not None:
             # From the loop: who closes a connection is not called in the middle of it.
-            self.loop.call_soon(self._call_hook, None, self._handler.on_disconnect, conn, error)
+            self.loop.call_soon(self._call_on_disconnect, self._handler.on_disconnect, conn, error)
         if self._full and self.active < self._connections_max:
             self._full = False
             for listener in self._listeners:
@@ -257,15 +264,19 @@ class Server:
         except BaseException as error:  # A handler that raises when it is called, or returns no coroutine.
             conn.end_after(error)
 
-    def _call_hook(self, conn: Connection | None, hook: Callable[..., object], *args: Any) -> None:
-        """Call a hook of the app's; if it raises, `conn` is what has to suffer for it."""
+    def _call_on_drain(self, hook: Callable[[Any], object], conn: Connection) -> None:
         try:
-            hook(*args)
+            hook(conn)
         except BaseException as error:  # Also SystemExit, as in handlers.
-            if conn is not None:
-                conn.end_after(error)
-            else:
-                self._note_raised("hook raised", error)
+            conn.end_after(error)
+
+    def _call_on_disconnect(
+        self, hook: Callable[[Any, BaseException | None], object], conn: Connection, error: BaseException | None
+    ) -> None:
+        try:
+            hook(conn, error)
+        except BaseException as raised:
+            self._note_raised("hook raised", raised, peer=_text(conn.peer), connection=conn.id)
 
     def _note_raised(self, event: str, error: BaseException, **fields: object) -> None:
         self.watcher.cells[self._cells.handler_exceptions] += 1
@@ -282,7 +293,7 @@ class Server:
             received_bytes=conn.received_bytes,
             sent_bytes=conn.sent_bytes,
             duration_s=time.monotonic() - conn.opened_s,
-            why=reason.name.lower(),
+            reason=reason.name.lower(),
         )
 
     def _on_exhausted(self, error: OSError) -> None:
@@ -299,6 +310,25 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
+
+
+@dataclass(slots=True)
+class _Wave:
+    """Connections that end together in a drain: none before `begin_s`, all that are idle `spread_s` later."""
+
+    silent: bool  # Those whose peers have not said anything.
+    initial: int
+    begin_s: float
+    spread_s: float
+    ended: int = 0
+
+    def due(self, passed_s: float) -> float:
+        """How many more may end now."""
+        if passed_s < self.begin_s:
+            return 0
+        if passed_s >= self.begin_s + self.spread_s:
+            return math.inf
+        return round(self.initial * (passed_s - self.begin_s) / self.spread_s) - self.ended
 
 
 def _text(peer: Any) -> str:

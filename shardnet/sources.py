@@ -88,7 +88,8 @@ def _be_child(options: WatchOptions, parent: int, lifeline: int, log: Log) -> Ne
     """Never returns into the parent's stack."""
     status = 1
     try:
-        for signum in (signal.SIGINT, signal.SIGHUP):  # Sent to a whole terminal: what they mean, the parent says.
+        # Sent to a whole terminal, or to all processes of a name: what they mean, the parent says.
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(signum, signal.SIG_IGN)
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
@@ -136,6 +137,8 @@ def _watch(options: WatchOptions, parent: int, lifeline: int, log: Log) -> None:
             log.info("watching", folders=", ".join(map(str, roots)))
             said = True
         paths = {Path(path) for _, path in batch}
+        if paths:
+            reopen()  # Nobody tells us that the log files have been renamed.
         if config in paths:  # They are read once, at the start.
             log.warning("settings have changed, restart to use them", file=options.config)
             paths.discard(config)

@@ -34,6 +34,8 @@ END_GRACE_S: Final = 0.3
 # A worker whose lifespan has failed under it makes room for a successor after so long. At once, a lifespan that always
 # fails would have workers forked without a pause.
 LIFESPAN_LOST_S: Final = 1.0
+# A client that has connected, and whose first bytes are on the way, is not sent away for a successor's sake.
+SILENT_S: Final = 1.0
 INTERNAL_ERRORS_MAX: Final = 100  # So many, and it is no accident: better a new worker.
 
 # The terminal sends these to the whole process group; in a worker only the supervisor's word counts. A handler that
@@ -179,7 +181,7 @@ class Worker:
         lifespan.add_done_callback(self._on_lifespan_over)
         drain = await self._serve()
         deadline_s = time.monotonic() + drain.timeout_s
-        await self._server.drain(drain.timeout_s, drain.spread_s)
+        await self._server.drain(drain.timeout_s, drain.spread_s, SILENT_S if drain.succeeded else 0.0)
         self._served.set()
         await asyncio.wait((lifespan,), timeout=max(END_GRACE_S, deadline_s - time.monotonic()))
         if not lifespan.done():

@@ -60,6 +60,32 @@ def test_module_that_does_not_exist_is_named(app_dir: Path, refused: Refused, na
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "meant"),
+    [
+        ("app.py", "app:handler"),
+        ("./app.py", "app:handler"),
+        ("./app", "app:handler"),
+        (".app", "app:handler"),
+        ("../app.py", "app:handler --app-dir .."),
+        ("src/chat/app.py", "app:handler --app-dir src/chat"),
+        ("/srv/app.py", "app:handler --app-dir /srv"),
+    ],
+)
+def test_file_is_no_module_and_its_module_is_named(app_dir: Path, refused: Refused, module: str, meant: str) -> None:
+    """A path went to `import`, whose error spoke of packages and relative imports."""
+    (app_dir / "app.py").write_text("async def handler(conn): ...\n")
+    assert refused(f"{module}:handler") == (
+        f"{module}:handler: {module} is no name of a module, as `import` takes it: write {meant}"
+    )
+
+
+def test_module_may_be_called_py(app_dir: Path) -> None:
+    (app_dir / "parsers").mkdir()
+    (app_dir / "parsers" / "py.py").write_text("async def handler(conn): ...\n")
+    assert load("parsers.py:handler", app_dir).kind is Kind.CONN
+
+
 def test_module_is_looked_for_in_the_app_directory_first(app_dir: Path) -> None:
     (app_dir / "this_is_the_one.py").write_text("async def handler(conn): ...\n")
     other = app_dir / "other"
@@ -154,7 +180,3 @@ def test_import_that_raises_keeps_its_cause(app_dir: Path) -> None:
     with pytest.raises(AppError) as caught:
         load("raising:handler", app_dir)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-def test_module_name_that_is_none_is_told_in_one_line(refused: Refused) -> None:
-    assert refused(".relative:handler").startswith(".relative:handler: importing .relative raised TypeError: ")

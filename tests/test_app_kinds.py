@@ -404,6 +404,11 @@ def plain_bare_lifespan(shard: Any) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def plain_lifespan(shard: Any) -> Iterator[None]:
+    yield
+
+
 def app(**fields: Any) -> App:
     return App(Right.coroutine, **fields)
 
@@ -412,8 +417,8 @@ CURE = "write @contextlib.asynccontextmanager above async def lifespan(shard), w
 MADE = "made already: give what makes it, which is called with (shard)"
 WRONG_APPS: list[tuple[str, App, str]] = [
     ("nested", App(App(Right.coroutine)), "is an App of an App: give the inner one's handler to the outer one"),
-    ("handler", App(7), f"is an int, no handler: {WRITE}"),
-    ("handler_and_kind", App(7, kind="conn"), f"is an int, no handler: {WRITE}"),
+    ("handler", App(7), f": its handler is an int, no handler: {WRITE}"),
+    ("handler_and_kind", App(7, kind="conn"), f": its handler is an int, no handler: {WRITE}"),
     ("kind", app(kind="stream"), ": kind='stream' is none of conn, streams, callback, protocol"),
     ("kind_number", app(kind=5), ": kind=5 is none of conn, streams, callback, protocol"),
     ("plain_conn", App(of_one, kind="conn"),
@@ -422,15 +427,15 @@ WRONG_APPS: list[tuple[str, App, str]] = [
      ': kind="callback" takes a plain function, and this is an async one: write def'),
     ("async_factory", App(of_none, kind="protocol"),
      ': kind="protocol" takes a plain function, and this is an async one: write def'),
-    ("generator", App(generating, kind="conn"), f"is a generator function, which is no handler: {WRITE}"),
+    ("generator", App(generating, kind="conn"), f": its handler is a generator function, which is no handler: {WRITE}"),
     ("arguments", App(Right.coroutine, kind="streams"),
-     f"is an async function of (conn), which is no handler: {WRITE}"),
+     ': kind="streams" takes async def handler(reader, writer), and this is an async function of (conn)'),
     ("protocol_as_conn", App(Echo, kind="conn"),
      ': kind="conn" takes async def handler(conn), and this is class Echo: leave kind out, or give a function'),
     ("class_as_protocol", App(Abacus, kind="protocol"),
      f': kind="protocol" takes an asyncio.Protocol class (or a factory), and this is class Abacus: {WRITE}'),
     ("settled", App(Settled, kind="protocol"),
-     "is class Settled of (settings, *, size=5): write a factory without parameters"),
+     ": its handler is class Settled of (settings, *, size=5): write a factory without parameters"),
     ("factory", App(lambda: 5, kind="protocol"), f"makes an int, no asyncio.Protocol: {WRITE}"),
     ("no_hook", app(on_connect=5), ": on_connect is an int, no function: write def on_connect(conn)"),
     ("async_hook", app(on_drain=Right.coroutine),
@@ -445,6 +450,8 @@ WRONG_APPS: list[tuple[str, App, str]] = [
      f": lifespan is a generator function, no async context manager: {CURE}"),
     ("async_lifespan", app(lifespan=Right.coroutine),
      f": lifespan is an async function, no async context manager: {CURE}"),
+    ("plain_lifespan", app(lifespan=plain_lifespan),
+     f": lifespan is a plain context manager, no async one: {CURE}"),
     ("no_lifespan", app(lifespan=5), f": lifespan is an int, no function: {CURE}"),
     ("called_lifespan", app(lifespan=lifespan(5)), f": lifespan is an _AsyncGeneratorContextManager, {MADE}"),
     ("made_lifespan", app(lifespan=Lifespan(5)), f": lifespan is a Lifespan, {MADE}"),

@@ -211,6 +211,25 @@ def test_forked_child_spares_the_file_that_has_inherited_the_number(tmp_path: Pa
     assert victim.read_bytes() == b""
 
 
+def test_forked_child_may_get_the_same_number_again(tmp_path: Path) -> None:
+    """It was taken for a file that had stayed open, copied onto itself, and the kernel's refusal logged: an error line
+    for each worker of every server that had a log file and no metrics."""
+    path = tmp_path / "log"
+    set_up(LogOptions(file=path))
+    (number,) = fds_in(tmp_path)
+
+    def child() -> None:
+        while (fd := os.open(os.devnull, os.O_RDONLY)) < number:
+            pass
+        os.close(fd)
+        reopen()
+        assert fds_in(tmp_path) == [number]
+        say("child")
+
+    run_in_child(child)
+    assert events(path) == ["child"]
+
+
 def test_forked_child_that_cannot_open_the_file_writes_to_standard_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,11 +304,11 @@ def test_access_line_says_what_a_connection_was(tmp_path: Path) -> None:
     first, second = (tmp_path / "log").read_text().splitlines()
     assert re.fullmatch(
         r"\S+Z info access peer=127\.0\.0\.1:5000 listener=unix:/run/app\.sock connection=17 received_bytes=10 "
-        r"sent_bytes=2048 duration_s=1\.250 why=eof shard=0 generation=1",
+        r"sent_bytes=2048 duration_s=1\.250 reason=eof shard=0 generation=1",
         first,
     )
     assert ' peer="" listener=*:9000 ' in second
-    assert ' why="reset by peer" ' in second
+    assert ' reason="reset by peer" ' in second
 
 
 def test_access_line_as_json(tmp_path: Path) -> None:
@@ -309,7 +328,7 @@ def test_access_line_as_json(tmp_path: Path) -> None:
         "received_bytes": 10,
         "sent_bytes": 20,
         "duration_s": 0.5,
-        "why": "eof",
+        "reason": "eof",
         "shard": 2,
         "generation": 1,
     }

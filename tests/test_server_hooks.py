@@ -191,6 +191,8 @@ def test_on_disconnect_that_raises_is_logged(error: type[BaseException]) -> None
             client.close()
             await until(lambda count=count: kit.handler_exceptions == count)  # type: ignore[misc]
         assert [event for event, _, _ in kit.logged] == ["hook raised"] * 2
+        assert [fields["connection"] for _, fields, _ in kit.logged] == [1, 2]
+        assert all(fields["peer"] for _, fields, _ in kit.logged)
 
     with Serving(Notes().app(on_disconnect=on_disconnect)) as kit:
         kit.run(main(kit))

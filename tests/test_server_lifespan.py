@@ -107,7 +107,7 @@ def plain_manager(shard: Shard) -> Iterator[None]:
         (lambda shard: 5, "lifespan(shard) returned an int, which is no async context manager"),
         (lambda shard: returns_none(shard), "lifespan(shard) returned a coroutine, which is no async context manager"),
         (
-            plain_manager,
+            lambda shard: plain_manager(shard),
             "lifespan(shard) returned a _GeneratorContextManager, which is no async context manager",
         ),
     ],

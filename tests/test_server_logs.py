@@ -54,7 +54,7 @@ def test_access_log_has_a_line_for_each_connection(kind: Kind) -> None:
             "connection": conn.id,
             "received_bytes": 5,
             "sent_bytes": 5,
-            "why": "eof",
+            "reason": "eof",
             "shard": 0,
         }
 
@@ -81,7 +81,7 @@ def test_access_log_says_why(end: str, why: str) -> None:
         await until(lambda: conn.is_closing())
         client.close()
         await until(lambda: lines.fields)
-        assert [fields["why"] for fields in lines.fields] == [why]
+        assert [fields["reason"] for fields in lines.fields] == [why]
 
     with Serving(Notes().app()) as kit:
         kit.run(main(kit))
@@ -94,7 +94,7 @@ def test_access_log_has_connections_that_on_connect_refused() -> None:
         assert await client.receive() == b""
         client.close()
         await until(lambda: lines.fields)
-        assert lines.fields[0]["why"] == "local"
+        assert lines.fields[0]["reason"] == "local"
 
     with Serving(Notes().app(on_connect=lambda conn: conn.close())) as kit:
         kit.run(main(kit))

@@ -84,3 +84,44 @@ def test_busy_connections_are_no_reason_to_end_idle_ones_sooner(clock: FakeTime)
 
     with Serving(callback_echo, limits=Limits(linger_s=LONG_S)) as kit:
         kit.run(main(kit))
+
+
+def test_peers_that_have_not_spoken_yet_are_not_sent_away_at_once(clock: FakeTime) -> None:
+    """A client that connects and then sends its request found its connection ended in between, when a successor took
+    over at that moment and ends were not spread."""
+
+    async def main(kit: Serving) -> None:
+        spoke, silent = (await kit.open())[0], (await kit.open())[0]
+        await spoke.send(b"hello")
+        assert await spoke.receive() == b"hello"
+        draining = asyncio.ensure_future(kit.server.drain(100.0, 0.0, 1.0))
+        assert await spoke.receive() == b""
+        spoke.close()
+        await turns(200)
+        assert open_now(kit) == 1
+        await silent.send(b"late")
+        assert await silent.receive() == b"late"
+        assert await silent.receive() == b""
+        silent.close()
+        assert await draining
+
+    with Serving(callback_echo) as kit:
+        kit.run(main(kit))
+
+
+def test_peers_that_never_speak_are_ended_later_and_spread_as_well(clock: FakeTime) -> None:
+    async def main(kit: Serving) -> None:
+        clients = [(await kit.open())[0] for _ in range(10)]
+        draining = asyncio.ensure_future(kit.server.drain(100.0, 10.0, 5.0))
+        await until(lambda: kit.server.shard.draining)
+        for passed_s, left in ((4.9, 10), (10.0, 5), (15.0, 0)):
+            clock.now_s = 1000.0 + passed_s
+            await until(lambda left=left: open_now(kit) <= left)  # type: ignore[misc]
+            await turns(200)
+            assert open_now(kit) == left
+        for client in clients:
+            client.close()
+        assert await draining
+
+    with Serving(callback_echo) as kit:
+        kit.run(main(kit))

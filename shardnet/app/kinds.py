@@ -6,6 +6,7 @@ Lives here: looking at callables. Must not live here: importing them (see `loadi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import sys
@@ -25,6 +26,7 @@ HOOKS: Final = {"on_connect": "(conn)", "on_disconnect": "(conn, error)", "on_dr
 # Names that give away which kind was meant, where the number of parameters would say something else.
 DATA_NAMES: Final = frozenset({"data", "chunk", "message"})
 STREAM_NAMES: Final = ["reader", "writer"]
+PLAIN_MANAGER: Final[Any] = contextlib.contextmanager(iter)  # Whatever that decorates, its code is the same.
 
 
 def resolve(name: str, found: Any) -> Handler:
@@ -81,7 +83,8 @@ def describe(found: Any) -> str:
 def _resolve_app(name: str, app: App) -> Handler:
     if isinstance(app.handler, App):
         raise AppError(f"{name} is an App of an App: give the inner one's handler to the outer one")
-    handler = _resolve_as(name, app.handler, app.kind) if app.kind is not None else resolve(name, app.handler)
+    its = f"{name}: its handler"
+    handler = resolve(its, app.handler) if app.kind is None else _resolve_as(name, its, app.handler, app.kind)
     for hook, takes in HOOKS.items():
         _check_hook(name, hook, getattr(app, hook), takes)
     _check_lifespan(name, app.lifespan)
@@ -94,16 +97,18 @@ def _resolve_app(name: str, app: App) -> Handler:
         on_disconnect=app.on_disconnect,
         on_drain=app.on_drain,
         limit=app.limit,
+        name=name,
     )
 
 
-def _resolve_as(name: str, found: Any, asked: Kind | str) -> Handler:
+def _resolve_as(name: str, its: str, found: Any, asked: Kind | str) -> Handler:
+    """As `resolve`, for an app that says the kind. Errors call its handler `its`."""
     try:
         kind = Kind(asked)
     except ValueError:
         raise AppError(f"{name}: kind={asked!r} is none of {', '.join(Kind)}") from None
     if not callable(found):
-        raise AppError(f"{name} is {describe(found)}, no handler: {CHOICES}")
+        raise AppError(f"{its} is {describe(found)}, no handler: {CHOICES}")
     inner = _unwrapped(found)
     if inspect.isclass(inner) and _is_protocol_class(inner) is not (kind is Kind.PROTOCOL):
         cure = CHOICES if kind is Kind.PROTOCOL else "leave kind out, or give a function"
@@ -111,13 +116,15 @@ def _resolve_as(name: str, found: Any, asked: Kind | str) -> Handler:
     # A wrapper may be of another sort than what it wraps, and whoever says a kind knows.
     itself = _call_makes(found, through_wrappers=False)
     if itself == "generator":
-        _refuse_generator(name)
+        _refuse_generator(its)
     if kind is Kind.CONN and inspect.isfunction(found) and _call_makes(found) is None:
         raise AppError(f'{name}: kind="conn" takes an async function, and this is a plain one: write async def')
     if kind in (Kind.CALLBACK, Kind.PROTOCOL) and itself == "coroutine":
         raise AppError(f'{name}: kind="{kind}" takes a plain function, and this is an async one: write def')
-    _check_arguments(name, found, kind)
-    return Handler(kind, found, name=name)
+    if not inspect.isclass(inner) and not _takes(found, ARGUMENTS[kind]):
+        raise AppError(f'{name}: kind="{kind}" takes {FORMS[kind]}, and this is {_with_parameters(found)}')
+    _check_arguments(its, found, kind)
+    return Handler(kind, found)
 
 
 def _check_hook(name: str, hook: str, function: Any, takes: str) -> None:
@@ -144,6 +151,8 @@ def _check_lifespan(name: str, lifespan: Any) -> None:
     if makes := _call_makes(lifespan, through_wrappers=False):
         what = "an async function" if makes == "coroutine" else "a generator function"
         raise AppError(f"{name}: lifespan is {what}, no async context manager: {cure}")
+    if getattr(lifespan, "__code__", None) is PLAIN_MANAGER.__code__:
+        raise AppError(f"{name}: lifespan is a plain context manager, no async one: {cure}")
     if not _takes(lifespan, 1):
         raise AppError(f"{name}: lifespan cannot be called with (shard): {cure}")
 
@@ -207,13 +216,9 @@ def _check_arguments(name: str, found: Any, kind: Kind) -> None:
     if _takes(found, ARGUMENTS[kind]):
         return
     if _is_protocol_class(_unwrapped(found)):
-        raise AppError(
-            f"{name} is {describe(_unwrapped(found))} of {_spelled(found)}: write a factory without parameters"
-        )
-    sort = "an async function" if _call_makes(found) == "coroutine" else "a plain function"
-    if inspect.isclass(found):
-        sort = describe(found)
-    raise AppError(f"{name} is {sort} of {_spelled(found)}, which is no handler: {CHOICES}")
+        protocol = f"{describe(_unwrapped(found))} of {_spelled(found)}"
+        raise AppError(f"{name} is {protocol}: write a factory without parameters")
+    raise AppError(f"{name} is {_with_parameters(found)}, which is no handler: {CHOICES}")
 
 
 # Callables in general.
@@ -291,6 +296,11 @@ def _spelled(found: Callable[..., Any]) -> str:
     signature = inspect.signature(found)
     bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=signature.empty))
+
+
+def _with_parameters(found: Callable[..., Any]) -> str:
+    sort = "an async function" if _call_makes(found) == "coroutine" else "a plain function"
+    return f"{describe(found) if inspect.isclass(found) else sort} of {_spelled(found)}"
 
 
 def _article(noun: str) -> str:

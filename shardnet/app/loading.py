@@ -35,6 +35,8 @@ def load(name: str, app_dir: Path) -> Handler:
     `__cause__`.
     """
     module_name, attribute = split_name(name)
+    if "/" in module_name or module_name.startswith("."):
+        _refuse_path(name)
     sys.path.insert(0, str(app_dir.resolve()))
     found: Any = _import(name, module_name, app_dir)
     for part in attribute.split("."):
@@ -42,6 +44,15 @@ def load(name: str, app_dir: Path) -> Handler:
         if part.endswith("()"):
             found = _call(name, found, part)
     return resolve(name, found)
+
+
+def _refuse_path(name: str) -> Never:
+    """There is a file's path where its module belongs: `src/app.py:handler`."""
+    module_name, attribute = split_name(name)
+    folder, _, file = module_name.rpartition("/")
+    app_dir = f" --app-dir {folder}" if folder not in ("", ".") else ""
+    meant = f"{file.removesuffix('.py').lstrip('.')}:{attribute}{app_dir}"
+    raise AppError(f"{name}: {module_name} is no name of a module, as `import` takes it: write {meant}")
 
 
 def _attribute(name: str, found: Any, part: str) -> Any:
@@ -67,6 +78,8 @@ def _import(name: str, module_name: str, app_dir: Path) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            if module_name.endswith(".py"):
+                _refuse_path(name)
             raise AppError(
                 f"{name}: there is no module {error.name!r} in {app_dir.resolve()} or installed; "
                 "--app-dir says where to look"

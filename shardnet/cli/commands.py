@@ -58,7 +58,8 @@ def cli(ctx: click.Context) -> None:
 @with_settings()
 @click.pass_context
 def run(ctx: click.Context, /, **values: Any) -> None:
-    """Serve NAME of MODULE: a handler of any kind, or an App.
+    """Serve NAME of MODULE: an async def handler(conn) or (reader, writer), a def on_data(conn, data), an
+    asyncio.Protocol class or factory, or an App.
 
     Each flag is a key of shardnet.toml as well (drain_timeout), and a variable (SHARDNET_DRAIN_TIMEOUT).
     """

@@ -131,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=_SHARDS_MAX)] | Literal["auto"],
         _about(Group.WORKERS, "Shards, a worker process each; auto: one for each usable CPU.", "N"),
     ] = "auto"
-    preload: Annotated[bool, _about(Group.WORKERS, "Import the app once, before forking; reloads then start over.")] = (
+    preload: Annotated[bool, _about(Group.WORKERS, "Import the app once, before forking, and anew at each reload.")] = (
         False
     )
     boot_timeout_s: Annotated[

@@ -1,7 +1,7 @@
 """The access log: one line for each connection that has ended.
 
     2026-11-23T06:40:12.123Z info access peer=192.0.2.1:5000 listener=0.0.0.0:9000 connection=17 received_bytes=10
-    sent_bytes=2048 duration_s=1.250 why=eof shard=3 generation=1
+    sent_bytes=2048 duration_s=1.250 reason=eof shard=3 generation=1
 
 (on one line). It stands in the log, or in a file of its own. The log's level does not concern it.
 """
@@ -32,7 +32,7 @@ class AccessLog:
         received_bytes: int,
         sent_bytes: int,
         duration_s: float,
-        why: str,
+        reason: str,
     ) -> None:
         """Say that a connection has ended. Never blocks, never raises for what the disk or the reader does."""
         now_s = time.time()
@@ -43,7 +43,7 @@ class AccessLog:
             "received_bytes": received_bytes,
             "sent_bytes": sent_bytes,
             "duration_s": duration_s,
-            "why": why,
+            "reason": reason,
             **self._fields,
         }
         self._sink.write(self._shape(now_s, "info", "access", None, fields, ""), now_s)

@@ -67,13 +67,14 @@ class Sink:
         """
         if self.path is None:
             return
+        is_ours = self._is_ours()  # Asked first: what is opened now may get the very number that a fork has closed.
         try:
             fd = os.open(self.path, FILE_FLAGS, FILE_MODE)
         except OSError:
-            if not self._is_ours():
+            if not is_ours:
                 self._use(STDERR)
             raise
-        if self._fd != STDERR and self._is_ours():
+        if self._fd != STDERR and is_ours:
             # In one step, and without a change of the number: another thread may be writing.
             os.dup2(fd, self._fd, inheritable=False)
             os.close(fd)

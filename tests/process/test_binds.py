@@ -261,7 +261,7 @@ def test_log_files_hold_every_process_and_are_opened_anew_when_told(path: Path) 
     by_listener = {entry["listener"]: entry for entry in old}
     assert by_listener[f"unix:{path}"]["sent_bytes"] == 2
     [tcp_entry] = [entry for entry in old if entry["peer"] == peer]
-    assert {"shard", "generation", "duration_s", "why", "connection", "received_bytes"} <= set(tcp_entry)
+    assert {"shard", "generation", "duration_s", "reason", "connection", "received_bytes"} <= set(tcp_entry)
     before = [json.loads(line) for line in log.with_suffix(".1").read_text().splitlines()]
     after = [json.loads(line) for line in log.read_text().splitlines()]
     assert "worker ready" in {entry["event"] for entry in before}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -209,6 +211,72 @@ def test_term_while_the_program_starts_over_is_not_lost(tmp_path: Path, gate: Ga
         assert server.wait(20.0) == 0
         assert client.rest() == b""
         assert errors(server) == []
+
+
+HANGING: Final = "import time\nprint('importing', flush=True)\ntime.sleep(100)\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
+def test_server_can_be_stopped_while_an_import_hangs(tmp_path: Path, signum: int) -> None:
+    """The program that starts over had every signal blocked until its import was done. One that hung, on a database
+    that was away, made a server of it that only KILL could stop."""
+    write_app(tmp_path, "one")
+    path = tmp_path / "socket"
+    with serve(tmp_path, binds=("127.0.0.1:0", f"unix:{path}")) as server:
+        write_app(tmp_path, "two", HANGING)
+        server.signal(signal.SIGHUP)
+        server.output.wait("^importing$", 10.0)
+        server.signal(signum)
+        assert server.wait(20.0) == 0
+        assert errors(server) == []
+    assert not path.exists()
+
+
+def test_import_that_hangs_is_cut_at_the_boot_timeout_and_the_old_serves_on(tmp_path: Path) -> None:
+    """A worker's import has a time limit. That of a preloaded app had none, and nobody was supervised meanwhile."""
+    write_app(tmp_path, "one")
+    with serve(tmp_path, "--boot-timeout", "1") as server:
+        write_app(tmp_path, "two", HANGING)
+        server.signal(signal.SIGHUP)
+        server.output.wait("reload failed: .*importing it took longer than 1 s, .* generation 1 keeps serving", 20.0)
+        with Client(server.address) as client:
+            assert client.line() == b"version one"
+        write_app(tmp_path, "three")
+        server.reload()
+        with Client(server.address) as client:
+            assert client.line() == b"version three"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_first_import_can_be_stopped_and_takes_no_harm_from_other_signals(tmp_path: Path, signum: int) -> None:
+    """HUP and USR1 killed a server that was importing its app, and TERM was no exit status 0."""
+    write_app(tmp_path, "one", HANGING)
+    path = tmp_path / "socket"
+    command = [sys.executable, "-m", "shardnet", "run", "versioned:handler", "--app-dir", str(tmp_path), "--preload"]
+    command += ["--bind", f"unix:{path}", "--metrics-bind", "off"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "importing\n"
+        for one in (signal.SIGHUP, signal.SIGUSR1, signum):
+            process.send_signal(one)
+        assert process.wait(20.0) == 0
+        assert "asked to stop while importing the app" in process.stderr.read()
+    assert not path.exists()
+
+
+def test_what_the_import_executes_has_no_signal_blocked(tmp_path: Path) -> None:
+    """Signals wait while the program starts over, and a blocked signal is inherited: a helper process that the app
+    started at import could not be ended with TERM."""
+    run_helper = (
+        "import subprocess\nprint(subprocess.run(['grep', 'SigBlk', '/proc/self/status'], capture_output=True))\n"
+    )
+    write_app(tmp_path, "one", run_helper)
+    with serve(tmp_path) as server:
+        server.reload()
+        found = [line for line in server.output.lines() if "SigBlk" in line]
+        assert len(found) == 2
+        assert all("SigBlk:\\t0000000000000000" in line for line in found)
 
 
 def test_server_is_live_while_the_new_program_imports(tmp_path: Path, gate: Gate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Final
@@ -55,6 +56,24 @@ def test_watch_leaves_nobody_behind_when_the_server_is_killed(tmp_path: Path) ->
         server.output.wait('event="watching"', SAID_S)
         server.signal(signal.SIGKILL)
         assert server.wait(SAID_S) == -signal.SIGKILL
+
+
+def test_watch_survives_the_rotation_of_logs_and_follows_it(tmp_path: Path) -> None:
+    """USR1 to all processes of a name, as rotation scripts send it, killed the one that watches, without a word; and
+    without it that one wrote to the old file for ever."""
+    write(tmp_path, "one")
+    log, old = tmp_path / "log", tmp_path / "log.1"
+    options = ["--watch", "--log-file", str(log)]
+    with ShardedServer("app:handler", app_dir=tmp_path, options=options) as server:
+        wait_until(lambda: 'event="watching"' in log.read_text(), SAID_S)
+        log.rename(old)
+        for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGUSR1)
+        server.signal(signal.SIGUSR1)
+        wait_until(log.exists)
+        write(tmp_path, "two")
+        wait_until(lambda: "source changed, reloading" in log.read_text(), SAID_S)
+        wait_until(lambda: ask(server) == b"two\n")
 
 
 def test_watch_needs_watchfiles_and_says_so(tmp_path: Path) -> None:
