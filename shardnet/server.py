@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from shardnet.adapters import ProtocolConnection, StreamsConnection
 from shardnet.app import Handler, Kind, describe, first_line, try_factory
-from shardnet.connection import CallbackConnection, CloseReason, Connection, Limits, Shard
+from shardnet.connection import CallbackConnection, CloseReason, Connection, Limits, Shard, timed
 from shardnet.errors import AppError
 from shardnet.log import AccessLog, Log, RateLimit
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
@@ -79,6 +79,8 @@ class Server:
         self.active = 0  # Open connections.
         self._handler = handler
         self._connection_class = CONNECTION_CLASSES[handler.kind]
+        if loop.get_debug():
+            self._connection_class = timed(self._connection_class, self._on_dealt_with)
         self._cells = cells
         self._log = log
         self._connections_max = connections_max
@@ -295,6 +297,11 @@ class Server:
             duration_s=time.monotonic() - conn.opened_s,
             reason=reason.name.lower(),
         )
+
+    def _on_dealt_with(self, conn: Connection, took_s: float) -> None:
+        """In debug mode, as asyncio itself does for what it calls."""
+        if took_s >= getattr(self.loop, "slow_callback_duration", math.inf):
+            self._log.warning("handler held the loop", peer=_text(conn.peer), connection=conn.id, took_s=took_s)
 
     def _on_exhausted(self, error: OSError) -> None:
         now_s = time.monotonic()

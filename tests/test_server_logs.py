@@ -133,3 +133,38 @@ def test_nothing_is_logged_of_connections_that_end_well(caplog: pytest.LogCaptur
 
     with caplog.at_level(logging.DEBUG), Serving(Notes().app()) as kit:
         kit.run(main(kit))
+
+
+@KINDS
+def test_handler_that_holds_the_loop_is_told_in_debug_mode(kind: Kind) -> None:
+    """asyncio sees only what it calls itself: of bytes that resume a handler directly, it warned of nothing."""
+
+    async def main(kit: Serving) -> None:
+        kit.loop.slow_callback_duration = 0.0
+        client, conn = await kit.open()
+        await client.send(b"hello")
+        assert await client.receive() == b"hello"
+        told = [fields for event, fields, _ in kit.logged if event == "handler held the loop"]
+        assert [fields["connection"] for fields in told] == [conn.id]
+        assert 0.0 <= told[0]["took_s"] < 60.0
+        client.close()
+        await until(lambda: kit.closed())
+
+    with Serving(Notes().app(kind), mode="debug") as kit:
+        kit.run(main(kit))
+
+
+@KINDS
+def test_nobody_is_timed_outside_of_debug_mode(kind: Kind) -> None:
+    async def main(kit: Serving) -> None:
+        kit.loop.slow_callback_duration = 0.0
+        client, conn = await kit.open()
+        assert not type(conn).__name__.startswith("Timed")
+        await client.send(b"hello")
+        assert await client.receive() == b"hello"
+        client.close()
+        await until(lambda: kit.closed())
+        assert kit.logged == []
+
+    with Serving(Notes().app(kind)) as kit:
+        kit.run(main(kit))

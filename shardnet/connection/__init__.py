@@ -7,6 +7,7 @@ and `resume` is how a parked task goes on inside the poll that found its bytes.
 from shardnet.connection.callback import CallbackConnection
 from shardnet.connection.connection import LINE_MAX_BYTES, Connection, Shard
 from shardnet.connection.stream import CloseReason, Host, Limits, Stage
+from shardnet.connection.timed import timed
 
 __all__ = [
     "LINE_MAX_BYTES",
@@ -17,4 +18,5 @@ __all__ = [
     "Limits",
     "Shard",
     "Stage",
+    "timed",
 ]
