@@ -24,11 +24,11 @@ from types import FrameType
 from typing import Any, Final
 
 from shardnet.app import Handler, load
+from shardnet.childhood import open_descriptors
 from shardnet.errors import AppError
 
 __all__ = ["ImportStopped", "Preloaded", "preload"]
 
-OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
 OWN_THREADS: Final = Path("/proc/self/task")
 STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 NOTED: Final = frozenset({signal.SIGHUP, signal.SIGUSR1})
@@ -82,7 +82,7 @@ def preload(app: str, app_dir: Path, timeout_s: float) -> Preloaded:
         ImportStopped: TERM, INT or QUIT came first.
         AppError: It cannot be loaded, takes longer than `timeout_s`, or cannot be forked from.
     """
-    before = _descriptors()
+    before = open_descriptors()
     cuts = _Cuts(set())
     gc.disable()
     try:
@@ -100,7 +100,7 @@ def preload(app: str, app_dir: Path, timeout_s: float) -> Preloaded:
         raise
     finally:
         gc.enable()
-    return Preloaded(handler, frozenset(_descriptors() - before), tuple(exit_functions))
+    return Preloaded(handler, frozenset(open_descriptors() - before), tuple(exit_functions))
 
 
 @contextlib.contextmanager
@@ -152,16 +152,3 @@ def _exit_functions_kept() -> Iterator[list[Callable[[], object]]]:
         yield kept
     finally:
         atexit.register = register
-
-
-def _descriptors() -> set[int]:
-    found = {int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()}
-    return {fd for fd in found if _is_open(fd)}  # Not the one that listed them.
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

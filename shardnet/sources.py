@@ -17,11 +17,12 @@ import select
 import signal
 import sys
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Never
 
+from shardnet.childhood import close_others
 from shardnet.errors import UsageError
 from shardnet.log import Log, get_logger, reopen
 
@@ -30,7 +31,6 @@ __all__ = ["SourceWatch", "WatchOptions", "start_watching"]
 LOOK_MS: Final = 250  # How often a watch without news looks whether it is still wanted.
 NAMED_MAX: Final = 3  # Of the files that changed together, a line names so many.
 STANDARD_STREAMS: Final = (0, 1, 2)
-OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
 INSTALLED: Final = ("stdlib", "platstdlib", "purelib", "platlib")
 
 
@@ -94,7 +94,7 @@ def _be_child(options: WatchOptions, parent: int, lifeline: int, log: Log) -> Ne
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _close_inherited({*STANDARD_STREAMS, lifeline})
+        close_others({*STANDARD_STREAMS, lifeline})
         reopen()
         _watch(options, parent, lifeline, log)
         status = 0
@@ -102,13 +102,6 @@ def _be_child(options: WatchOptions, parent: int, lifeline: int, log: Log) -> Ne
         log.error("watching ended, no more reloads", why=error)
     finally:
         os._exit(status)
-
-
-def _close_inherited(keep: Collection[int]) -> None:
-    for fd in [int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()]:
-        if fd not in keep:
-            with contextlib.suppress(OSError):  # The one that listed the directory is closed already.
-                os.close(fd)
 
 
 def _watch(options: WatchOptions, parent: int, lifeline: int, log: Log) -> None:

@@ -50,7 +50,7 @@ class ProtocolConnection(CallbackConnection):
 
     def end_if_idle(self) -> bool:
         """A protocol that was sent something and has written nothing since is thought to be at work on an answer."""
-        owes_answer = self._written_bytes == self._written_before
+        owes_answer = self.sent_bytes + self.unsent_bytes == self._written_before
         if self._stage is not Stage.OPEN or self._ended or owes_answer or not self._nothing_pending():
             return False
         self._ended = True
@@ -99,17 +99,13 @@ class ProtocolConnection(CallbackConnection):
 
     # Data.
 
-    @property
-    def _written_bytes(self) -> int:
-        return self.sent_bytes + self.unsent_bytes
-
     def _read_on(self) -> None:
         # Whatever is unsent: a protocol that is told to pause writing decides itself what to do about it.
         if self._wants_more and not self.reading:
             self.post_read()
 
     def _deliver(self, data: bytes) -> None:
-        self._written_before = self._written_bytes
+        self._written_before = self.sent_bytes + self.unsent_bytes
         try:
             if self._wants_buffers:
                 self._context.run(self._fill, data)

@@ -28,9 +28,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
+from shardnet.childhood import close_others, flush_streams, run_exit_functions
 from shardnet.control import ControlEndpoint, Message, pair
 from shardnet.errors import ExitCode
-from shardnet.supervisor.childhood import close_others, flush_streams, run_exit_functions
 from shardnet.supervisor.events import Ending
 from shardnet.supervisor.handover import ChildState
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -20,8 +19,10 @@ from tests.harness.procs import descriptors, private_bytes, wait_gone
 from tests.harness.scrape import get_json
 from tests.harness.server import ShardedServer, shardnet, wait_until
 from tests.process.test_fds import audit, kinds
-from tests.process.test_reload import APP, ENVIRONMENT, WAITING, assert_unnoticed, generations
+from tests.process.test_reload import APP, ENVIRONMENT, WAITING, assert_unnoticed, gate, generations
 from tests.process.test_stop import Gate
+
+__all__ = ["gate"]  # A fixture.
 
 pytestmark = pytest.mark.process
 
@@ -34,13 +35,6 @@ async def handler(conn):
         await conn.send(data)
 """
 THREAD: Final = "import threading\nthreading.Thread(target=threading.Event().wait, daemon={daemon}).start()\n"
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    closing = Gate()
-    yield closing
-    closing.open()
 
 
 def write_app(folder: Path, version: str, first: str = IMPORTED) -> None:

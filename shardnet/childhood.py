@@ -1,6 +1,6 @@
 """What a forked child does about what it has of its parent's: descriptors, buffers, functions to call at the end.
 
-Lives here: each of these by itself. Must not live here: their order (see `system`).
+Lives here: each of these by itself. Must not live here: their order (see `supervisor.system`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,35 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-__all__ = ["close_others", "flush_streams", "run_exit_functions"]
+__all__ = ["close_others", "flush_streams", "open_descriptors", "run_exit_functions"]
 
 EXIT_FUNCTIONS_S: Final = 0.5  # For all of a child's exit functions: well within the patience that kills it otherwise.
 OWN_DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
+def open_descriptors() -> set[int]:
+    """Every descriptor of this process."""
+    return {fd for fd in _listed() if _is_open(fd)}
+
+
 def close_others(keep: Collection[int]) -> None:
     """Close every descriptor of this process but these."""
-    for fd in [int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()]:
-        if fd not in keep:
-            with contextlib.suppress(OSError):  # The one that listed the directory is closed already.
-                os.close(fd)
+    for fd in _listed().difference(keep):
+        with contextlib.suppress(OSError):  # The one that listed them is closed already.
+            os.close(fd)
+
+
+def _listed() -> set[int]:
+    """Every descriptor, and the one that listed them, which is closed by now."""
+    return {int(entry.name) for entry in OWN_DESCRIPTORS.iterdir()}
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def run_exit_functions(code: int) -> None:
