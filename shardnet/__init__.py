@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from shardnet.app import App
     from shardnet.connection import Connection, Shard
-    from shardnet.watcher import Op, Watcher
+    from shardnet.watcher import Op
 
 __version__: Final = "0.1.0"
 
-__all__ = ["App", "Connection", "Op", "Shard", "Watcher", "__version__"]
+__all__ = ["App", "Connection", "Op", "Shard", "__version__"]
 
 _HOMES: Final = {
     "App": "shardnet.app",
     "Connection": "shardnet.connection",
     "Op": "shardnet.watcher",
     "Shard": "shardnet.connection",
-    "Watcher": "shardnet.watcher",
 }
 
 

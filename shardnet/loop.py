@@ -1,6 +1,6 @@
-"""The event loop of a worker: asyncio's own, on a watcher instead of a selector.
+"""The event loop of a worker: asyncio's own, on an engine instead of a selector.
 
-asyncio asks its selector which descriptors are ready. Ours runs a turn of the watcher instead: the watcher completes
+asyncio asks its selector which descriptors are ready. Ours runs a turn of the engine instead: the engine completes
 its own connections, which resumes their handlers right there, and what is left for asyncio are the descriptors that it
 registered itself (its self-pipe, sockets of client libraries, pipes of subprocesses). So everything made for asyncio
 works beside the connections, and they never pay for it.
@@ -14,26 +14,27 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from shardnet.watcher import EVENT_IN, EVENT_OUT, Watcher
+from shardnet.watcher._sys import EVENT_IN, EVENT_OUT
+from shardnet.watcher.engine import Engine
 
 # An idle loop wakes this often to say that it lives.
 HEARTBEAT_S: Final = 5.0
 
 
-def new_loop(watcher: Watcher, heartbeat: memoryview | None = None) -> asyncio.SelectorEventLoop:
-    """An asyncio event loop that runs on `watcher`; the caller closes the loop first, then the watcher.
+def new_loop(engine: Engine, heartbeat: memoryview | None = None) -> asyncio.SelectorEventLoop:
+    """An asyncio event loop that runs on `engine`; the caller closes the loop first, then the engine.
 
     `heartbeat`, one cell of 64 bits, is given the monotonic time in nanoseconds at every turn, and at least every
     `HEARTBEAT_S` while the loop is not stuck.
     """
-    return asyncio.SelectorEventLoop(WatcherSelector(watcher, heartbeat))
+    return asyncio.SelectorEventLoop(EngineSelector(engine, heartbeat))
 
 
-class WatcherSelector(selectors.BaseSelector):
-    """A selector whose `select` is a turn of a watcher. The watcher stays its owner's."""
+class EngineSelector(selectors.BaseSelector):
+    """A selector whose `select` is a turn of an engine. The engine stays its owner's."""
 
-    def __init__(self, watcher: Watcher, heartbeat: memoryview | None = None) -> None:
-        self._watcher = watcher
+    def __init__(self, engine: Engine, heartbeat: memoryview | None = None) -> None:
+        self._engine = engine
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._map = _KeysByFile(self._keys)
         self._heartbeat = heartbeat
@@ -45,38 +46,38 @@ class WatcherSelector(selectors.BaseSelector):
         if fd in self._keys:
             raise KeyError(f"{fileobj!r} (descriptor {fd}) is registered already")
         key = selectors.SelectorKey(fileobj, fd, events, data)
-        self._watcher.watch(fd, _to_epoll(events), key)
+        self._engine.watch(fd, _to_epoll(events), key)
         self._keys[fd] = key
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         key = self._map[fileobj]
         del self._keys[key.fd]
-        self._watcher.unwatch(key.fd)
+        self._engine.unwatch(key.fd)
         return key
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         fd = self._map[fileobj].fd
         key = selectors.SelectorKey(fileobj, fd, events, data)
-        self._watcher.rewatch(fd, _to_epoll(events), key)
+        self._engine.rewatch(fd, _to_epoll(events), key)
         self._keys[fd] = key
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout > HEARTBEAT_S:
             timeout = HEARTBEAT_S
-        watcher = self._watcher
+        engine = self._engine
         try:
-            watcher.turn(max(timeout, 0.0))
+            engine.turn(max(timeout, 0.0))
         except BaseException:
-            watcher.guests_ready = []  # Level-triggered: the next turn tells of them again, and not twice.
+            engine.guests_ready = []  # Level-triggered: the next turn tells of them again, and not twice.
             raise
         if self._heartbeat is not None:
             self._heartbeat[0] = time.monotonic_ns()
-        if not watcher.guests_ready:
+        if not engine.guests_ready:
             return []
-        ready: list[tuple[selectors.SelectorKey, int]] = watcher.guests_ready
-        watcher.guests_ready = []
+        ready: list[tuple[selectors.SelectorKey, int]] = engine.guests_ready
+        engine.guests_ready = []
         # The turn ran handlers. One may have unregistered a descriptor that was ready, and another may have got the
         # same number since: only a key that still stands is told. Level-triggered, a changed one comes again.
         keys = self._keys

@@ -19,7 +19,7 @@ from shardnet.errors import InternalError
 
 __all__ = ["SupervisorCells", "WorkerCells", "declare_supervisor_metrics", "declare_worker_metrics"]
 
-OPS: Final = ("read", "write", "accept", "timer")
+OPS: Final = ("read", "write", "accept", "connect", "timer")
 OUTCOMES: Final = ("ok", "eof", "cancelled", "deadline", "reset", "error")
 CLOSE_REASONS: Final = ("eof", "local", "reset", "deadline", "error", "drain")
 SHARD_STATES: Final = ("booting", "serving", "draining", "backoff")

@@ -24,7 +24,8 @@ from shardnet.connection import CallbackConnection, CloseReason, Connection, Lim
 from shardnet.errors import AppError
 from shardnet.log import AccessLog, Log, RateLimit
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
-from shardnet.watcher import Listener, Watcher
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.listener import Listener
 
 DRAIN_SWEEP_S: Final = 0.05  # How often a draining server looks for connections that have become idle.
 CUT_GRACE_S: Final = 0.7  # What cancelled handlers and queued bytes get after the drain deadline.
@@ -51,13 +52,13 @@ def private_cells(listener_count: int) -> tuple[memoryview, WorkerCells]:
 class Server:
     """Serves `handler` on the listeners it is given.
 
-    `watcher.cells` is where it counts, laid out as `cells` says. At `connections_max` open connections it leaves the
+    `engine.cells` is where it counts, laid out as `cells` says. At `connections_max` open connections it leaves the
     others in the backlog until one closes.
     """
 
     def __init__(
         self,
-        watcher: Watcher,
+        engine: Engine,
         loop: asyncio.AbstractEventLoop,
         handler: Handler,
         cells: WorkerCells,
@@ -70,7 +71,7 @@ class Server:
         generation: int = 0,
         access_log: AccessLog | None = None,
     ) -> None:
-        self.watcher = watcher
+        self.engine = engine
         self.loop = loop
         self.limits = replace(limits or Limits(), line_max_bytes=handler.limit)
         self.shard = Shard(shard_id, shard_count, generation, self.connections, log)
@@ -95,7 +96,7 @@ class Server:
         self._exhausted_logged_s = float("-inf")
         self._raised_limit = RateLimit(RAISED_LOG_BURST, RAISED_LOG_PER_S)
         self._access_log = access_log
-        watcher.cells[cells.connections_limit] = connections_max
+        engine.cells[cells.connections_limit] = connections_max
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -129,7 +130,7 @@ class Server:
         traffic = self._cells.traffic[len(self._listeners)]
         self._listener_names[traffic] = name
         on_accept = partial(self._on_accept, traffic, sock.family == socket.AF_UNIX)
-        self._listeners.append(self.watcher.listen(sock, on_accept, self._on_exhausted, exclusive=shared))
+        self._listeners.append(self.engine.listen(sock, on_accept, self._on_exhausted, exclusive=shared))
 
     @property
     def handlers(self) -> int:
@@ -138,7 +139,7 @@ class Server:
 
     def connections(self) -> list[Connection]:
         """The live connections."""
-        return [channel for channel in self.watcher.channels() if isinstance(channel, Connection)]
+        return [endpoint for endpoint in self.engine.endpoints() if isinstance(endpoint, Connection)]
 
     def stop_accepting(self, *, leave_queue: bool = False) -> None:
         """Accept what is queued now, then no more: the sockets may be closed afterwards.
@@ -149,7 +150,7 @@ class Server:
         for listener in self._listeners:
             if listener.exclusive or not leave_queue:
                 listener.accept_queued(ACCEPT_DRAIN_MAX)
-            self.watcher.unlisten(listener)
+            self.engine.unlisten(listener)
 
     async def drain(self, timeout_s: float, spread_s: float = 0.0, silent_s: float = 0.0) -> bool:
         """Stop accepting and let the connections come to their end: True when none had to be cut.
@@ -209,7 +210,7 @@ class Server:
     # What connections call.
 
     def closed(self, conn: Connection, reason: CloseReason, error: BaseException | None) -> None:
-        cells = self.watcher.cells
+        cells = self.engine.cells
         cells[conn.traffic + AT_ACTIVE] -= 1
         cells[conn.traffic + AT_CLOSED + reason] += 1
         self.active -= 1
@@ -240,13 +241,13 @@ class Server:
         self._last_id += 1
         conn = self._connection_class(self, fd, self._last_id, peer, traffic, unix)
         try:
-            self.watcher.add(conn)
+            self.engine.add(conn)
         except OSError as error:  # The kernel has no memory, or lets this user poll no more descriptors.
-            self.watcher.free(conn)
+            self.engine.free(conn)
             for listener in self._listeners:
                 listener.rest(error)  # Or the whole backlog would be accepted and dropped like this one.
             return
-        cells = self.watcher.cells
+        cells = self.engine.cells
         cells[traffic + AT_ACTIVE] += 1
         cells[traffic + AT_ACCEPTED] += 1
         self.active += 1
@@ -281,7 +282,7 @@ class Server:
             self._note_raised("hook raised", raised, peer=_text(conn.peer), connection=conn.id)
 
     def _note_raised(self, event: str, error: BaseException, **fields: object) -> None:
-        self.watcher.cells[self._cells.handler_exceptions] += 1
+        self.engine.cells[self._cells.handler_exceptions] += 1
         suppressed = self._raised_limit.allow(time.monotonic())
         if suppressed is not None:
             more: dict[str, object] = {"suppressed": suppressed} if suppressed else {}

@@ -26,7 +26,7 @@ from shardnet.loop import new_loop
 from shardnet.metrics import declare_worker_metrics
 from shardnet.seats import WorkerSeat
 from shardnet.server import Server
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 
 ORPHAN_GRACE_S: Final = 2.0  # A worker whose supervisor is gone goes on accepting for so long, then drains.
 # What the lifespan's end, and then cancelled tasks, get at least, also when the drain has used up its time.
@@ -122,13 +122,13 @@ class Worker:
         self._log = get_logger("worker", shard=seat.shard, generation=seat.generation, pid=os.getpid())
         row = seat.board.row(seat.row)
         cells = declare_worker_metrics(row, options.listeners)
-        self._watcher = Watcher(options.swap_size_bytes, row.counts)
-        self._loop = new_loop(self._watcher, row.heartbeat)
+        self._engine = Engine(options.swap_size_bytes, row.counts)
+        self._loop = new_loop(self._engine, row.heartbeat)
         self._loop.set_debug(options.debug)
         self._loop.set_exception_handler(self._on_loop_exception)
         asyncio.set_event_loop(self._loop)
         self._server = Server(
-            self._watcher,
+            self._engine,
             self._loop,
             handler,
             cells,
@@ -164,7 +164,7 @@ class Worker:
                 if internal_errors > INTERNAL_ERRORS_MAX:
                     raise
         self._loop.close()
-        self._watcher.close()
+        self._engine.close()
         life.result()
         return ExitCode.OK
 

@@ -28,8 +28,8 @@ from shardnet.loop import new_loop
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, AT_RECEIVED, AT_SENT
 from shardnet.server import Server, private_cells
 from shardnet.testing.serving import open_listener, resolve_handler
-from shardnet.watcher import Op, Outcome, Watcher
-from shardnet.watcher.counters import completions_cell
+from shardnet.watcher.counters import Op, Outcome, completions_cell
+from shardnet.watcher.engine import Engine
 
 T = TypeVar("T")
 
@@ -118,8 +118,8 @@ class Serving:
         host: str = "127.0.0.1",
     ) -> None:
         counts, self.cells = private_cells(listener_count)
-        self.watcher = Watcher(swap_size_bytes, counts)
-        self.loop = new_loop(self.watcher)
+        self.engine = Engine(swap_size_bytes, counts)
+        self.loop = new_loop(self.engine)
         set_mode(self.loop, mode)
         self.loop_errors: list[dict[str, Any]] = []  # A test that expects some takes them out.
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -131,7 +131,7 @@ class Serving:
         else:
             handler = Handler(kind, function)
         self.server = Server(
-            self.watcher,
+            self.engine,
             self.loop,
             handler,
             self.cells,
@@ -168,7 +168,7 @@ class Serving:
         for client in self.clients:
             client.close()
         self.loop.close()
-        self.watcher.close()
+        self.engine.close()
         for listener in self.listeners:
             listener.close()
 
@@ -204,7 +204,7 @@ class Serving:
     # What was counted and logged.
 
     def _count(self, offset: int, listener: int) -> int:
-        return int(self.watcher.cells[self.cells.traffic[listener] + offset])
+        return int(self.engine.cells[self.cells.traffic[listener] + offset])
 
     def active(self, listener: int = 0) -> int:
         return self._count(AT_ACTIVE, listener)
@@ -224,11 +224,11 @@ class Serving:
         return {name: count for name, count in counts.items() if count}
 
     def completions(self, op: Op, outcome: Outcome) -> int:
-        return int(self.watcher.cells[completions_cell(op, outcome)])
+        return int(self.engine.cells[completions_cell(op, outcome)])
 
     @property
     def handler_exceptions(self) -> int:
-        return int(self.watcher.cells[self.cells.handler_exceptions])
+        return int(self.engine.cells[self.cells.handler_exceptions])
 
     @property
     def logged(self) -> list[tuple[str, dict[str, Any], BaseException | None]]:

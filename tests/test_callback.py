@@ -10,7 +10,8 @@ import random
 import pytest
 
 from shardnet.connection import Connection, Limits
-from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
 from tests.serving import Serving, until
 
 NUMBER: contextvars.ContextVar[int] = contextvars.ContextVar("NUMBER", default=0)

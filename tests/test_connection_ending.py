@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.connection import Connection, Limits
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import Op, Outcome
+from shardnet.watcher.counters import Op, Outcome
 from tests.serving import Serving, the_task, this_task, until
 
 SMALL_BUFFER_BYTES = 4096

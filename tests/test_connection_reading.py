@@ -11,8 +11,9 @@ import pytest
 
 from shardnet.connection import LINE_MAX_BYTES, CallbackConnection, Connection
 from shardnet.errors import UsageError
-from shardnet.watcher import CHUNK_MAX_BYTES, Op, Outcome
-from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
+from shardnet.watcher.hooks import RECEIVES_PER_TURN_MAX
 from tests.serving import Serving, the_task, until
 
 Read = Callable[[Connection], Awaitable[Any]]

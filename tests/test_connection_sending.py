@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.connection import Connection, Limits
 from shardnet.errors import DeadlineExceeded, WriteQueueOverflow
-from shardnet.watcher import Op, Outcome
+from shardnet.watcher.counters import Op, Outcome
 from tests.serving import Client, Serving, the_task, until
 
 SMALL_BUFFER_BYTES = 4096  # For the kernel's buffers, so that little data fills them.

@@ -1,4 +1,4 @@
-"""The worker's loop: asyncio's, with a watcher for its selector."""
+"""The worker's loop: asyncio's, with an engine for its selector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from shardnet.connection import Connection
 from shardnet.loop import HEARTBEAT_S, new_loop
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 from tests.serving import Serving, until
 
 
@@ -89,23 +89,23 @@ def test_timer_armed_by_a_completion_fires() -> None:
 
 def test_heartbeat_is_given_at_every_turn_and_soon_when_idle() -> None:
     cells = memoryview(array("Q", [0]))
-    watcher = Watcher()
-    loop = new_loop(watcher, cells)
+    engine = Engine()
+    loop = new_loop(engine, cells)
     before_ns = time.monotonic_ns()
     loop.run_until_complete(asyncio.sleep(0))
     assert before_ns <= cells[0] <= time.monotonic_ns()
     loop.close()
-    watcher.close()
+    engine.close()
     assert HEARTBEAT_S <= 5.0  # What the supervisor's patience is measured by.
 
 
 def test_loop_closes_before_its_watcher_and_leaves_it_usable() -> None:
-    watcher = Watcher()
-    loop = new_loop(watcher)
+    engine = Engine()
+    loop = new_loop(engine)
     loop.close()
-    assert not watcher.closed
-    watcher.turn(0)
-    watcher.close()
+    assert not engine.closed
+    engine.turn(0)
+    engine.close()
 
 
 def test_asyncio_servers_and_clients_share_the_loop_with_connections() -> None:

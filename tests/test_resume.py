@@ -291,7 +291,7 @@ def test_task_may_be_destroyed_while_parked(mode: str) -> None:
 
 @pytest.mark.usefixtures("no_collector_surprises")
 def test_destroyed_task_may_use_its_connection_once_more(mode: str) -> None:
-    """Its `finally` runs when the loop and the watcher are closed already: nothing is sent, and nothing raises."""
+    """Its `finally` runs when the loop and the engine are closed already: nothing is sent, and nothing raises."""
     raised = []
 
     async def handler(conn: Connection) -> None:

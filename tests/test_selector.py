@@ -1,4 +1,4 @@
-"""The selector of a worker's loop: what asyncio expects of one, kept by a watcher."""
+"""The selector of a worker's loop: what asyncio expects of one, kept by an engine."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
 
-from shardnet.loop import WatcherSelector
-from shardnet.watcher import Watcher
+from shardnet.loop import EngineSelector
+from shardnet.watcher.engine import Engine
 
 BOTH = EVENT_READ | EVENT_WRITE
 
 
 @pytest.fixture
-def watcher() -> Iterator[Watcher]:
-    watcher = Watcher()
-    yield watcher
-    watcher.close()
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture
-def selector(watcher: Watcher) -> WatcherSelector:
-    return WatcherSelector(watcher)
+def selector(engine: Engine) -> EngineSelector:
+    return EngineSelector(engine)
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ Pair = tuple[socket.socket, socket.socket]
 # The contract of a selector, as asyncio uses it. The standard library's own selector keeps us honest.
 
 
-@pytest.fixture(params=["watcher", "standard library"])
-def either(request: pytest.FixtureRequest, selector: WatcherSelector) -> Iterator[selectors.BaseSelector]:
-    if request.param == "watcher":
+@pytest.fixture(params=["engine", "standard library"])
+def either(request: pytest.FixtureRequest, selector: EngineSelector) -> Iterator[selectors.BaseSelector]:
+    if request.param == "engine":
         yield selector
     else:
         with selectors.EpollSelector() as standard:
@@ -139,15 +139,15 @@ def test_hang_up_wakes_readers_and_writers(either: selectors.BaseSelector, pair:
     assert either.select(None) == [(key, EVENT_WRITE)]
 
 
-def test_close_lets_go_of_every_file(selector: WatcherSelector, watcher: Watcher, pair: Pair) -> None:
+def test_close_lets_go_of_every_file(selector: EngineSelector, engine: Engine, pair: Pair) -> None:
     left, right = pair
     selector.register(left, EVENT_READ)
     selector.register(right, EVENT_READ)
     selector.close()
     right.send(b"x")
-    watcher.turn(0)
-    assert watcher.guests_ready == []
-    selector.register(left, EVENT_READ)  # The watcher is still its owner's.
+    engine.turn(0)
+    assert engine.guests_ready == []
+    selector.register(left, EVENT_READ)  # The engine is still its owner's.
     assert len(selector.select(None)) == 1
 
 
@@ -155,17 +155,17 @@ def test_close_lets_go_of_every_file(selector: WatcherSelector, watcher: Watcher
 
 
 def test_descriptor_unregistered_during_the_turn_is_not_reported(
-    selector: WatcherSelector, watcher: Watcher, pair: Pair
+    selector: EngineSelector, engine: Engine, pair: Pair
 ) -> None:
     left, right = pair
     selector.register(left, EVENT_READ)
     right.send(b"x")
-    watcher.after(0, lambda: selector.unregister(left))
+    engine.after(0, lambda: selector.unregister(left))
     assert selector.select(None) == []
 
 
 def test_number_registered_anew_during_the_turn_inherits_no_event(
-    selector: WatcherSelector, watcher: Watcher, pair: Pair
+    selector: EngineSelector, engine: Engine, pair: Pair
 ) -> None:
     """The event was the old file's; the new one behind the same number has nothing to say."""
     left, right = pair
@@ -182,7 +182,7 @@ def test_number_registered_anew_during_the_turn_inherits_no_event(
     numbers: list[int] = []
     selector.register(left, EVENT_READ)
     right.send(b"x")
-    watcher.after(0, replace)
+    engine.after(0, replace)
     assert selector.select(None) == []
     assert selector.select(0) == []
     other.send(b"x")
@@ -194,19 +194,19 @@ def test_number_registered_anew_during_the_turn_inherits_no_event(
 
 
 def test_descriptor_modified_during_the_turn_is_reported_as_it_is_now(
-    selector: WatcherSelector, watcher: Watcher, pair: Pair
+    selector: EngineSelector, engine: Engine, pair: Pair
 ) -> None:
     left, right = pair
     selector.register(left, EVENT_READ, "old")
     right.send(b"x")
-    watcher.after(0, lambda: selector.modify(left, EVENT_READ, "new"))
+    engine.after(0, lambda: selector.modify(left, EVENT_READ, "new"))
     assert selector.select(None) == []
     [(key, _)] = selector.select(None)
     assert key.data == "new"
 
 
 def test_exception_out_of_a_turn_loses_no_event_of_asyncio(
-    selector: WatcherSelector, watcher: Watcher, pair: Pair
+    selector: EngineSelector, engine: Engine, pair: Pair
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -214,7 +214,7 @@ def test_exception_out_of_a_turn_loses_no_event_of_asyncio(
     left, right = pair
     key = selector.register(left, EVENT_READ)
     right.send(b"x")
-    watcher.after(0, interrupt)
+    engine.after(0, interrupt)
     with pytest.raises(KeyboardInterrupt):
         selector.select(None)
     ready = selector.select(0)
@@ -222,7 +222,7 @@ def test_exception_out_of_a_turn_loses_no_event_of_asyncio(
     assert len(ready) == 1
 
 
-def test_idle_select_returns_for_its_heartbeat(selector: WatcherSelector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_select_returns_for_its_heartbeat(selector: EngineSelector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardnet.loop.HEARTBEAT_S", 0.01)
     assert selector.select(None) == []
     assert selector.select(1e9) == []

@@ -12,8 +12,8 @@ import pytest
 
 from shardnet.app import Kind
 from shardnet.connection import Connection
-from shardnet.watcher import EVENT_IN, Op, Outcome
-from shardnet.watcher._sys import Poller
+from shardnet.watcher._sys import EVENT_IN, EpollPoller
+from shardnet.watcher.counters import Op, Outcome
 from tests.serving import Serving, until
 
 
@@ -88,7 +88,7 @@ def test_connections_above_the_limit_wait_in_the_backlog(handler: Callable[..., 
 
     with Serving(handler, connections_max=2) as kit:
         kit.run(main(kit))
-        assert kit.watcher.cells[kit.cells.connections_limit] == 2
+        assert kit.engine.cells[kit.cells.connections_limit] == 2
 
 
 def test_limit_counts_the_connections_of_all_listeners() -> None:
@@ -170,17 +170,17 @@ def test_descriptor_that_cannot_be_polled_is_closed_and_counted_by_nobody() -> N
 
 def test_kernel_that_polls_no_more_costs_one_connection_not_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepting went on at full speed: each queued connection in turn was taken, refused by epoll and closed."""
-    add = Poller.add
+    add = EpollPoller.add
     refusals = [errno.ENOSPC]
 
-    def refuse(poller: Poller, fd: int, events: int) -> None:
+    def refuse(poller: EpollPoller, fd: int, events: int) -> None:
         if refusals and events != EVENT_IN:
             raise OSError(refusals.pop(), "no more watches")
         add(poller, fd, events)
 
     async def main(kit: Serving) -> None:
         clients = [kit.connect() for _ in range(5)]
-        monkeypatch.setattr(Poller, "add", refuse)
+        monkeypatch.setattr(EpollPoller, "add", refuse)
         assert await clients[0].receive() == b""
         assert kit.accepted_total() == 0
         for client in clients[1:]:

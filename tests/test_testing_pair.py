@@ -20,7 +20,7 @@ from shardnet import App
 from shardnet.connection import Connection, Limits
 from shardnet.errors import AppError, ConnectionFreed, WriteQueueOverflow
 from shardnet.testing import Pair
-from shardnet.testing.lending import lent_watcher
+from shardnet.testing.lending import lent_engine
 from shardnet.testing.pair import STAND_BY
 from shardnet.testing.serving import CollectingServer, open_listener
 from tests.serving import MODES, PATIENCE_S, set_mode, until
@@ -44,8 +44,8 @@ def run(main: Coroutine[Any, Any, None], mode: str = "plain") -> None:
 async def over_tcp(limits: Limits | None = None) -> AsyncIterator[Ends]:
     """What a Pair pretends to be."""
     loop = asyncio.get_running_loop()
-    with lent_watcher(loop) as (watcher, cells), open_listener(send_buffer_bytes=4096) as listener:
-        server = CollectingServer(watcher, loop, STAND_BY, cells, limits=limits)
+    with lent_engine(loop) as (engine, cells), open_listener(send_buffer_bytes=4096) as listener:
+        server = CollectingServer(engine, loop, STAND_BY, cells, limits=limits)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             client.connect(listener.getsockname())

@@ -22,7 +22,7 @@ from shardnet.errors import AppError, UsageError
 from shardnet.loop import new_loop
 from shardnet.testing import serve
 from shardnet.testing.lending import SERVERS_MAX, LentSelector
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 from tests.serving import until
 
 Main = Callable[[], Awaitable[None]]
@@ -202,11 +202,11 @@ def test_serve_refuses_a_loop_of_shardnets_own() -> None:
             async with serve(echo):
                 raise AssertionError("entered")
 
-    watcher = Watcher()
-    loop = new_loop(watcher)
+    engine = Engine()
+    loop = new_loop(engine)
     loop.run_until_complete(main())
     loop.close()
-    watcher.close()
+    engine.close()
 
 
 def test_serve_is_left_by_a_task_that_a_connection_has_resumed() -> None:

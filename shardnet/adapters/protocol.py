@@ -122,7 +122,7 @@ class ProtocolConnection(CallbackConnection):
             if self._paused or not self._wants_buffers:
                 self._put_before(bytes(rest))
                 if not self._paused:  # Another protocol took over, which wants bytes.
-                    self._host.watcher.defer(self._deliver_leftover)
+                    self._host.engine.defer(self._deliver_leftover)
                 return
             size = _copy(rest, self._protocol.get_buffer(BUFFER_HINT))
             if not size:

@@ -18,7 +18,7 @@ from typing import Any, Final, SupportsIndex
 from shardnet.adapters.transport import SENDFILE_PROTOCOL, ConnectionTransport
 from shardnet.connection import Connection, Host, Stage
 from shardnet.connection.resume import State
-from shardnet.watcher import CHUNK_MAX_BYTES
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
 
 # asyncio's own pair of reader and writer, on a protocol: what `asyncio.start_server` makes.
 INSTEAD: Final = "serve lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(), handler)"

@@ -32,7 +32,7 @@ class CallbackConnection(Connection):
     def resume(self) -> None:
         self._paused = False
         if self._leftover is not None:
-            self._host.watcher.defer(self._deliver_leftover)
+            self._host.engine.defer(self._deliver_leftover)
         else:
             self._read_on()
 
@@ -40,9 +40,9 @@ class CallbackConnection(Connection):
         if self._stage is not Stage.OPEN:
             self._discard(size)
         elif self._paused:  # By an earlier completion of the same batch.
-            self._put_behind(self._host.watcher.swap.take(start, size))
+            self._put_behind(self._host.engine.swap.take(start, size))
         else:
-            self._deliver(self._host.watcher.swap.take(start, size))
+            self._deliver(self._host.engine.swap.take(start, size))
 
     def on_end(self) -> None:
         if self._stage is Stage.OPEN and (self._paused or self._ended):

@@ -1,4 +1,4 @@
-"""Connections: the face of a channel that handlers see.
+"""Connections: the face of an endpoint that handlers see.
 
 Lives here: reading and framing, and what the end of a handler means. Must not live here: sending and ending (see
 `stream`), accepting and counting (see `server`).
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shardnet.connection.resume import Fill, Read, State, Waiter
 from shardnet.connection.stream import CloseReason, Host, Stage, Stream
 from shardnet.errors import ConnectionFreed, UsageError
-from shardnet.watcher import CHUNK_MAX_BYTES
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
 
 if TYPE_CHECKING:
     from shardnet.log import Log
@@ -309,13 +309,13 @@ class Connection(Stream):
         del buffer[:size]  # A bytearray gives up its front without moving the rest.
         return data
 
-    # Hooks of the watcher.
+    # Hooks of the engine.
 
     def on_received(self, start: int, size: int) -> None:
         if self._stage is not Stage.OPEN:
             self._discard(size)
             return
-        self._put_behind(self._host.watcher.swap.take(start, size))
+        self._put_behind(self._host.engine.swap.take(start, size))
         self._resume_reader()
 
     def on_end(self) -> None:
@@ -337,7 +337,7 @@ class Connection(Stream):
 
     def _release_reader(self) -> None:
         if self._waiter is not None:
-            self._waiter.wake_deferred(self._host.watcher, self._host.finished)
+            self._waiter.wake_deferred(self._host.engine, self._host.finished)
 
     # Inside.
 

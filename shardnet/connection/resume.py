@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import Any, Final, Protocol, cast
 
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 
 WakeUp = Callable[[Any], object]
 
@@ -109,7 +109,7 @@ class Waiter:
         self._on_cancel = _nothing
 
     def wake_inline(self, finished: asyncio.Future[None]) -> None:
-        """Run the parked task now. Only from a hook of the watcher, where no task is running."""
+        """Run the parked task now. Only from a hook of the engine, where no task is running."""
         wake_up, context = self._wake_up, self._context
         if wake_up is None or context is None:
             return  # Stepped by hand, not by a Task.
@@ -120,11 +120,11 @@ class Waiter:
         finally:
             wake_up = None  # If the task has raised, its traceback refers to this frame, and must not to the task.
 
-    def wake_deferred(self, watcher: Watcher, finished: asyncio.Future[None]) -> None:
+    def wake_deferred(self, engine: Engine, finished: asyncio.Future[None]) -> None:
         """Run the parked task at the top of the next turn. From anywhere; nothing when nobody is parked."""
         if self.state is State.PARKED and self._wake_up is not None:
             self.state = State.WOKEN
-            watcher.defer(self.wake_inline, finished)
+            engine.defer(self.wake_inline, finished)
 
 
 class Source(Protocol):

@@ -19,7 +19,10 @@ from typing import Any, Protocol
 
 from shardnet.connection.resume import DONE
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, WriteQueueOverflow
-from shardnet.watcher import RESET_ERRNOS, Channel, Timer, Watcher
+from shardnet.watcher.endpoint import RESET_ERRNOS
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.hooks import HookEndpoint
+from shardnet.watcher.timers import Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Host(Protocol):
     """What a connection needs of the server that accepted it."""
 
     shard: Any
-    watcher: Watcher
+    engine: Engine
     loop: asyncio.AbstractEventLoop
     limits: Limits
     finished: asyncio.Future[None]  # One finished future for every wake-up: see `resume`.
@@ -71,7 +74,7 @@ class Host(Protocol):
     def handler_ended(self, task: asyncio.Task[Any]) -> None: ...
 
 
-class Stream(Channel):
+class Stream(HookEndpoint):
     """The sending and ending half of a connection. `Connection` adds the reading half."""
 
     __slots__ = (
@@ -91,7 +94,7 @@ class Stream(Channel):
     )
 
     def __init__(self, host: Host, fd: int, traffic: int, unix: bool = False) -> None:
-        super().__init__(host.watcher.agenda, fd, traffic=traffic, unix=unix)
+        super().__init__(host.engine.agenda, fd, traffic=traffic, unix=unix)
         self._host = host
         self._stage = Stage.OPEN
         self._reason = CloseReason.LOCAL  # What a close would be put down to.
@@ -187,7 +190,7 @@ class Stream(Channel):
                 if self._closers is not None:  # Given up: a handler may wait anew beside each of its reads.
                     self._closers.remove(closed)
 
-    # Hooks of the watcher.
+    # Hooks of the engine.
 
     def on_end(self) -> None:
         self._peer_ended = True
@@ -268,7 +271,7 @@ class Stream(Channel):
 
     def _arm_stall(self) -> None:
         self._mark_bytes = self.sent_bytes
-        self._timer = self._host.watcher.after(self._host.limits.write_stall_s, self._on_stall)
+        self._timer = self._host.engine.after(self._host.limits.write_stall_s, self._on_stall)
 
     def _on_stall(self) -> None:
         if self.sent_bytes != self._mark_bytes:
@@ -278,7 +281,7 @@ class Stream(Channel):
 
     def _disarm(self) -> None:
         if self._timer is not None:
-            self._host.watcher.cancel(self._timer)
+            self._host.engine.cancel(self._timer)
             self._timer = None
 
     # Inside: ending.
@@ -313,7 +316,7 @@ class Stream(Channel):
         self._stage = Stage.LINGERING
         self._on_sending_over()
         self._mark_bytes = 0  # Counts what is thrown away.
-        self._timer = self._host.watcher.after(self._host.limits.linger_s, self._on_linger_over)
+        self._timer = self._host.engine.after(self._host.limits.linger_s, self._on_linger_over)
         self.post_read()
 
     def _on_linger_over(self) -> None:
@@ -345,7 +348,7 @@ class Stream(Channel):
         self._reset(reason)
 
     def _reset(self, reason: CloseReason) -> None:
-        if self.fd >= 0:  # The watcher may have been closed before us.
+        if self.fd >= 0:  # The engine may have been closed before us.
             with contextlib.suppress(OSError):  # A peer that is gone needs no reset.
                 self.reset_on_close()
         self._end(reason)
@@ -359,7 +362,7 @@ class Stream(Channel):
         self._disarm()
         if not lingered:
             self._on_sending_over()
-        self._host.watcher.free(self)
+        self._host.engine.free(self)
         senders, self._senders = self._senders, None
         for _, sender in senders or ():
             if not sender.done():

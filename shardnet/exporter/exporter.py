@@ -3,7 +3,7 @@
 It is a process of its own so that it answers while every worker is busy or dead, and so that rendering a scrape
 takes no time from anybody. `/metrics` is for Prometheus, the others for probes and people.
 
-It serves HTTP as any app of shardnet's serves anything: one handler, on a loop and a watcher of its own, with limits.
+It serves HTTP as any app of shardnet's serves anything: one handler, on a loop and an engine of its own, with limits.
 
 Lives here: the pages, and the exporter's life. Must not live here: HTTP itself, formats, judgements.
 """
@@ -33,7 +33,7 @@ from shardnet.log import get_logger, reopen
 from shardnet.loop import new_loop
 from shardnet.seats import ExporterSeat
 from shardnet.server import Server, private_cells
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 
 __all__ = ["Exporter", "run_exporter"]
 
@@ -103,10 +103,10 @@ def run_exporter(seat: ExporterSeat, *, version: str, engine: str) -> int:
     reopen()  # The log files: what the supervisor had open is closed here.
     exporter = Exporter(seat.board, version=version, engine=engine)
     memory, cells = private_cells(listener_count=1)
-    watcher = Watcher(SWAP_SIZE_BYTES, memory)
-    loop = new_loop(watcher)
+    turns = Engine(SWAP_SIZE_BYTES, memory)
+    loop = new_loop(turns)
     server = Server(
-        watcher,
+        turns,
         loop,
         Handler(Kind.CONN, HttpPages(exporter.respond).serve),
         cells,
@@ -118,7 +118,7 @@ def run_exporter(seat: ExporterSeat, *, version: str, engine: str) -> int:
         loop.run_until_complete(_serve_until_told(server, seat.control))
     finally:
         loop.close()
-        watcher.close()
+        turns.close()
     return ExitCode.OK
 
 

@@ -1,9 +1,9 @@
-"""A watcher for a loop that runs already: how connections are served in a test's own event loop.
+"""An engine for a loop that runs already: how connections are served in a test's own event loop.
 
-A worker's loop is made on a `WatcherSelector`. The loop of a test was made by somebody else, who knows nothing of
-watchers, so while anybody serves in it its selector is exchanged for one of ours, with all that was registered, and
+A worker's loop is made on a `EngineSelector`. The loop of a test was made by somebody else, who knows nothing of
+engines, so while anybody serves in it its selector is exchanged for one of ours, with all that was registered, and
 exchanged back in the end. Between the two the loop runs exactly as a worker's does: handlers are resumed from inside
-`select()`. All servers of one loop share one watcher, because a loop waits in one place only.
+`select()`. All servers of one loop share one engine, because a loop waits in one place only.
 
 Lives here: exchanging selectors. Must not live here: what is served.
 """
@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardnet.errors import UsageError
-from shardnet.loop import WatcherSelector
+from shardnet.loop import EngineSelector
 from shardnet.metrics import WorkerCells
 from shardnet.server import private_cells
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 
 SERVERS_MAX: Final = 64  # In one loop at the same time; each has cells of its own to count in.
 SWAP_SIZE_BYTES: Final = 65536
 
 
-class LentSelector(WatcherSelector):
-    """The stand-in for a loop's selector, and the watcher that its servers share."""
+class LentSelector(EngineSelector):
+    """The stand-in for a loop's selector, and the engine that its servers share."""
 
     def __init__(self, own: selectors.BaseSelector) -> None:
         counts, self._cells = private_cells(SERVERS_MAX)
-        self.watcher = Watcher(SWAP_SIZE_BYTES, counts)
-        super().__init__(self.watcher)
+        self.engine = Engine(SWAP_SIZE_BYTES, counts)
+        super().__init__(self.engine)
         self.own = own
         self.places = set(range(SERVERS_MAX))  # Those that are free.
 
@@ -43,8 +43,8 @@ class LentSelector(WatcherSelector):
 
 
 @contextlib.contextmanager
-def lent_watcher(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Watcher, WorkerCells]]:
-    """A watcher that the running `loop` turns, and cells of it to count the connections of one listener in.
+def lent_engine(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Engine, WorkerCells]]:
+    """An engine that the running `loop` turns, and cells of it to count the connections of one listener in.
 
     To be left by code that the loop has called, not by a handler that was resumed from inside `select()`. Raises
     `UsageError` when the loop has no selector that could be exchanged.
@@ -55,7 +55,7 @@ def lent_watcher(loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Watcher, Wor
     place = min(selector.places)
     selector.places.remove(place)
     try:
-        yield selector.watcher, selector.cells_of(place)
+        yield selector.engine, selector.cells_of(place)
     finally:
         selector.places.add(place)
         if len(selector.places) == SERVERS_MAX:
@@ -66,7 +66,7 @@ def _lent_selector(loop: asyncio.AbstractEventLoop) -> LentSelector:
     own: Any = getattr(loop, "_selector", None)
     if isinstance(own, LentSelector):
         return own
-    if not isinstance(own, selectors.BaseSelector) or isinstance(own, WatcherSelector):
+    if not isinstance(own, selectors.BaseSelector) or isinstance(own, EngineSelector):
         name = f"{type(loop).__module__}.{type(loop).__qualname__}"
         raise UsageError(
             f"serve: {name} has no selector of asyncio's that could be exchanged: "
@@ -76,7 +76,7 @@ def _lent_selector(loop: asyncio.AbstractEventLoop) -> LentSelector:
     try:
         _move(own, lent)
     except BaseException:
-        lent.watcher.close()
+        lent.engine.close()
         raise
     loop._selector = lent  # type: ignore[attr-defined]  # where every selector loop of asyncio keeps it
     return lent
@@ -86,7 +86,7 @@ def _give_back(loop: asyncio.AbstractEventLoop, lent: LentSelector) -> None:
     loop._selector = lent.own  # type: ignore[attr-defined]
     _move(lent, lent.own)
     lent.close()
-    lent.watcher.close()
+    lent.engine.close()
 
 
 def _move(source: selectors.BaseSelector, target: selectors.BaseSelector) -> None:

@@ -1,8 +1,8 @@
-"""Sockets in memory, and a watcher for channels on them: what a connection stands on that has no kernel below it.
+"""Sockets in memory, and an engine for endpoints on them: what a connection stands on that has no kernel below it.
 
-A `MemorySocket` does what a TCP socket on Linux does, as far as a channel can tell: bounded buffers, the end of the
+A `MemorySocket` does what a TCP socket on Linux does, as far as an endpoint can tell: bounded buffers, the end of the
 stream behind what was sent before, a reset for who is closed with unread input or written to after its close, and
-bytes that came before a reset still readable. The watcher is the real one, turned by the loop whenever there is
+bytes that came before a reset still readable. The engine is the real one, turned by the loop whenever there is
 something to do instead of from inside `select()`, so that it needs no particular loop: a handle of the loop's is a
 place where no task is running, and parked tasks may be resumed there.
 
@@ -22,14 +22,18 @@ from typing import Any, Final, cast
 
 from shardnet.connection import Connection
 from shardnet.errors import ConnectionFreed, InternalError
-from shardnet.watcher import CHUNK_MAX_BYTES, Channel, Listener, Timer, Watcher
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Endpoint
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.hooks import HookEndpoint
+from shardnet.watcher.listener import Listener
+from shardnet.watcher.timers import Timer
 
 SWAP_SIZE_BYTES: Final = 65536
 FIRST_DESCRIPTOR: Final = 2**31 - 64  # No process has so many: whoever passes one to the kernel gets EBADF.
 
 
 class MemorySocket:
-    """One end of two that are joined. Its channel is told by `notify` what a poll would tell."""
+    """One end of two that are joined. Its endpoint is told by `notify` what a poll would tell."""
 
     def __init__(self, address: Any, room_bytes: int, chunk_bytes: int) -> None:
         self.address = address
@@ -124,8 +128,8 @@ def joined(addresses: tuple[Any, Any], room_bytes: int, chunk_bytes: int) -> tup
     return first, second
 
 
-class MemoryChannel(Channel):
-    """A channel on a `MemorySocket`: what a channel asks of its descriptor, asked of memory.
+class MemoryEndpoint(HookEndpoint):
+    """An endpoint on a `MemorySocket`: what an endpoint asks of its descriptor, asked of memory.
 
     To be put in front of a class of connections: see `on_memory`.
     """
@@ -134,7 +138,7 @@ class MemoryChannel(Channel):
     _pump: Callable[[], None]
 
     def plug(self, memory: MemorySocket, pump: Callable[[], None]) -> None:
-        """Begin to hear of the socket. `pump` has the watcher turned soon."""
+        """Begin to hear of the socket. `pump` has the engine turned soon."""
         self._memory = memory
         self._pump = pump
         memory.notify = self._on_notify
@@ -193,8 +197,8 @@ class MemoryChannel(Channel):
         self.unsent_bytes += len(rest)
         return False
 
-    def flush(self) -> None:
-        self._flush_due = False
+    def proceed(self) -> None:
+        self._proceed_due = False
         sent_before = self.sent_bytes
         queue = self._queue
         while queue:
@@ -235,7 +239,7 @@ _MADE: dict[type[Connection], type[Connection]] = {}
 def on_memory(kind: type[Connection]) -> type[Connection]:
     """The class of connections that does on a memory socket what `kind` does on a descriptor."""
     if kind not in _MADE:
-        _MADE[kind] = cast("type[Connection]", type(f"Memory{kind.__name__}", (MemoryChannel, kind), {}))
+        _MADE[kind] = cast("type[Connection]", type(f"Memory{kind.__name__}", (MemoryEndpoint, kind), {}))
     return _MADE[kind]
 
 
@@ -246,15 +250,15 @@ class MemoryListener:
     fd: Final = -1
     exclusive: Final = False
 
-    def __init__(self, watcher: MemoryWatcher) -> None:
-        self._watcher = watcher
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
         self.on_accept: Callable[[int, Any], None] = _refuse
 
     def accept(self, joined: MemorySocket) -> Connection:
         """The connection that the server has made of the socket; closed, perhaps, by its handler."""
-        fd = self._watcher.open(joined)
+        fd = self._engine.open(joined)
         self.on_accept(fd, joined.peer.address)
-        return cast("Connection", self._watcher.plugged(fd))
+        return cast("Connection", self._engine.plugged(fd))
 
     def accept_queued(self, attempts_max: int) -> bool:
         return True
@@ -279,8 +283,8 @@ class MemorySwap:
         return bytes(self._bytes[start : start + size])
 
 
-class MemoryWatcher(Watcher):
-    """The watcher of memory channels: it has no descriptor to wait for, and `loop` turns it."""
+class MemoryEngine(Engine):
+    """The engine of memory endpoints: it has no descriptor to wait for, and `loop` turns it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cells: memoryview) -> None:
         super().__init__(SWAP_SIZE_BYTES, cells)
@@ -288,8 +292,8 @@ class MemoryWatcher(Watcher):
         self._loop = loop
         self._context = copy_context()  # Handlers get none of a test's that happens to wake them.
         self._sockets: dict[int, MemorySocket] = {}
-        self._channels: dict[int, MemoryChannel] = {}  # Those that are open.
-        self._plugged: dict[int, MemoryChannel] = {}
+        self._endpoints: dict[int, MemoryEndpoint] = {}  # Those that are open.
+        self._plugged: dict[int, MemoryEndpoint] = {}
         self._turn_due = False
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -304,23 +308,23 @@ class MemoryWatcher(Watcher):
         sock.on_accept = on_accept
         return cast("Listener", sock)
 
-    def plugged(self, fd: int) -> MemoryChannel:
-        """The channel that was added with this descriptor, closed or not."""
+    def plugged(self, fd: int) -> MemoryEndpoint:
+        """The endpoint that was added with this descriptor, closed or not."""
         return self._plugged[fd]
 
-    def add(self, channel: Channel) -> None:
-        assert isinstance(channel, MemoryChannel)
-        self._channels[channel.fd] = self._plugged[channel.fd] = channel
-        channel.plug(self._sockets[channel.fd], self._turn_soon)
+    def add(self, endpoint: Endpoint) -> None:
+        assert isinstance(endpoint, MemoryEndpoint)
+        self._endpoints[endpoint.fd] = self._plugged[endpoint.fd] = endpoint
+        endpoint.plug(self._sockets[endpoint.fd], self._turn_soon)
 
-    def channels(self) -> list[Channel]:
-        return list(self._channels.values())
+    def endpoints(self) -> list[Endpoint]:
+        return list(self._endpoints.values())
 
-    def free(self, channel: Channel) -> None:
-        assert isinstance(channel, MemoryChannel)
-        if channel.fd >= 0:
-            self._channels.pop(channel.abandon(), None)
-            channel.unplug()
+    def free(self, endpoint: Endpoint) -> None:
+        assert isinstance(endpoint, MemoryEndpoint)
+        if endpoint.fd >= 0:
+            self._endpoints.pop(endpoint.abandon(), None)
+            endpoint.unplug()
 
     def after(self, delay_s: float, callback: Callable[[], object]) -> Timer:
         timer = super().after(delay_s, callback)
@@ -332,8 +336,8 @@ class MemoryWatcher(Watcher):
         self._turn_soon()
 
     def close(self) -> None:
-        for channel in self.channels():
-            self.free(channel)
+        for endpoint in self.endpoints():
+            self.free(endpoint)
         if self._alarm is not None:
             self._alarm.cancel()
         super().close()

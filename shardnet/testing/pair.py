@@ -17,7 +17,7 @@ from shardnet.app import Handler, Kind
 from shardnet.connection import Connection, Limits
 from shardnet.metrics import WorkerCells
 from shardnet.server import private_cells
-from shardnet.testing.memory import MemoryListener, MemorySocket, MemoryWatcher, joined, on_memory
+from shardnet.testing.memory import MemoryEngine, MemoryListener, MemorySocket, joined, on_memory
 from shardnet.testing.serving import DRAIN_TIMEOUT_S, CollectingServer, note_errors, resolve_handler
 
 __all__ = ["Pair"]
@@ -40,15 +40,15 @@ class _MemoryServer(CollectingServer):
 
     def __init__(
         self,
-        watcher: MemoryWatcher,
+        engine: MemoryEngine,
         loop: asyncio.AbstractEventLoop,
         handler: Handler,
         cells: WorkerCells,
         limits: Limits | None,
     ) -> None:
-        super().__init__(watcher, loop, handler, cells, limits=limits)
+        super().__init__(engine, loop, handler, cells, limits=limits)
         self._connection_class = on_memory(self._connection_class)
-        self._memory_listener = MemoryListener(watcher)
+        self._memory_listener = MemoryListener(engine)
         self.listen(cast("socket.socket", self._memory_listener))
 
     def accept(self, memory: MemorySocket) -> Connection:
@@ -103,10 +103,10 @@ class Pair:
         counts, cells = private_cells(2)
         ours, theirs = (dataclasses.replace(cells, traffic=(traffic,)) for traffic in cells.traffic)
         async with AsyncExitStack() as stack:
-            watcher = MemoryWatcher(loop, counts)
-            stack.callback(watcher.close)
-            client = _MemoryServer(watcher, loop, STAND_BY, ours, self._limits)
-            server = _MemoryServer(watcher, loop, self._handler, theirs, self._limits)
+            engine = MemoryEngine(loop, counts)
+            stack.callback(engine.close)
+            client = _MemoryServer(engine, loop, STAND_BY, ours, self._limits)
+            server = _MemoryServer(engine, loop, self._handler, theirs, self._limits)
             self.errors = server.errors
             await stack.enter_async_context(server.lifespan())
             first, second = joined((CLIENT_ADDRESS, SERVER_ADDRESS), self._buffer_bytes, self._chunk_bytes)

@@ -1,6 +1,6 @@
 """A real server in the test's own process and event loop.
 
-Lives here: the server's life around a test's `async with`. Must not live here: how it comes by a watcher (see
+Lives here: the server's life around a test's `async with`. Must not live here: how it comes by an engine (see
 `lending`), subprocesses (see `sharded`).
 """
 
@@ -22,8 +22,8 @@ from shardnet.errors import UsageError
 from shardnet.log import get_logger
 from shardnet.metrics import WorkerCells
 from shardnet.server import Server
-from shardnet.testing.lending import lent_watcher
-from shardnet.watcher import Watcher
+from shardnet.testing.lending import lent_engine
+from shardnet.watcher.engine import Engine
 
 __all__ = ["CollectingServer", "Serving", "note_errors", "open_listener", "resolve_handler", "serve"]
 
@@ -38,7 +38,7 @@ class CollectingServer(Server):
 
     def __init__(
         self,
-        watcher: Watcher,
+        engine: Engine,
         loop: asyncio.AbstractEventLoop,
         handler: Handler,
         cells: WorkerCells,
@@ -47,7 +47,7 @@ class CollectingServer(Server):
         limits: Limits | None = None,
     ) -> None:
         log = get_logger("testing")
-        super().__init__(watcher, loop, handler, cells, log, connections_max=connections_max, limits=limits)
+        super().__init__(engine, loop, handler, cells, log, connections_max=connections_max, limits=limits)
         self.errors: list[BaseException] = []
 
     def _note_raised(self, event: str, error: BaseException, **fields: object) -> None:
@@ -55,7 +55,7 @@ class CollectingServer(Server):
         super()._note_raised(event, error, **fields)
 
     def connections(self) -> list[Connection]:
-        """Of this server, which may share its watcher with others."""
+        """Of this server, which may share its engine with others."""
         return [conn for conn in super().connections() if conn._host is self]
 
     def end_lingering(self) -> None:
@@ -192,8 +192,8 @@ async def serve(
         listener = stack.enter_context(open_listener(host, port) if unix is None else _open_unix(unix))
         if unix is not None:
             stack.callback(_unlink, unix)
-        watcher, cells = stack.enter_context(lent_watcher(loop))
-        server = CollectingServer(watcher, loop, resolved, cells, connections_max=connections_max, limits=limits)
+        engine, cells = stack.enter_context(lent_engine(loop))
+        server = CollectingServer(engine, loop, resolved, cells, connections_max=connections_max, limits=limits)
         serving = Serving(server, listener, drain_timeout_s)
         stack.callback(serving._abandon)
         async with _alive(serving, listener):

@@ -1,4 +1,4 @@
-"""The system calls of the watcher, and nothing else: the one layer that a compiled build replaces.
+"""The system calls of the engine, and nothing else: the one layer that a compiled build replaces.
 
 Every function here answers "not now" (EAGAIN) with a value, because that is the ordinary case, and raises `OSError`
 for everything else, because that is not.
@@ -7,6 +7,7 @@ for everything else, because that is not.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -17,13 +18,17 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Final
 
-EVENT_IN: Final = select.EPOLLIN
-EVENT_OUT: Final = select.EPOLLOUT
-EVENT_EXCLUSIVE: Final = select.EPOLLEXCLUSIVE  # Asked for, never told; such a registration cannot be modified.
-EVENT_ODD: Final = select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
-EVENT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
-EVENT_ERROR: Final = select.EPOLLERR
-CHANNEL_EVENTS: Final = EVENT_IN | EVENT_OUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+# epoll's bits are poll's, where poll has them.
+EVENT_IN: Final[int] = select.POLLIN
+EVENT_OUT: Final[int] = select.POLLOUT
+EVENT_PRI: Final[int] = select.POLLPRI
+EVENT_RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0x2000)
+EVENT_ERROR: Final[int] = select.POLLERR
+EVENT_FAILED: Final[int] = select.POLLHUP | EVENT_ERROR
+EVENT_ODD: Final[int] = EVENT_RDHUP | EVENT_PRI | EVENT_FAILED
+EVENT_EDGE: Final[int] = 1 << 31  # EPOLLET. Asked for, never told.
+EVENT_EXCLUSIVE: Final[int] = 1 << 28  # EPOLLEXCLUSIVE. Asked for, never told; such a registration cannot be modified.
+ENDPOINT_EVENTS: Final[int] = EVENT_IN | EVENT_OUT | EVENT_RDHUP | EVENT_PRI | EVENT_EDGE
 
 EVENTS_PER_POLL_MAX: Final = 1024
 WAIT_MAX_S: Final = 86400.0  # epoll counts milliseconds in 31 bits, and raises beyond.
@@ -32,10 +37,12 @@ BUFFERS_PER_WRITE_MAX: Final = 64  # Far below the kernel's IOV_MAX of 1024: a l
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_linger}
 
 
-class Poller:
-    """One epoll instance and the events of its last poll."""
+class EpollPoller:
+    """One epoll instance and the events of its last poll. See `pollers` for what a poller promises."""
 
     __slots__ = ("_epoll", "_events")
+
+    rearm: Final[None] = None  # It tells of edges by itself.
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -68,6 +75,34 @@ class Poller:
         self._epoll.close()
 
 
+class Wakeup:
+    """A descriptor that is readable from `set` to `clear`: an eventfd, or where there is none a pipe."""
+
+    __slots__ = ("_writer", "fd")
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.fd = self._writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self.fd, self._writer = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._writer, False)
+
+    def set(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # It is full, and so set.
+            os.write(self._writer, b"\1\0\0\0\0\0\0\0")  # To an eventfd, the number 1 to be added.
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # Nobody has set it since.
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self._writer != self.fd:
+            os.close(self._writer)
+
+
 class SwapBuffer:
     """Memory into which many connections are received, one behind the other."""
 
@@ -87,6 +122,14 @@ class SwapBuffer:
     def take(self, start: int, size: int) -> bytes:
         """A copy of `size` bytes at `start`."""
         return bytes(self._view[start : start + size])
+
+
+def receive_into(fd: int, view: memoryview) -> int:
+    """Receive into `view`; how many bytes came, 0 at end of stream, -1 for "not now"."""
+    try:
+        return os.readv(fd, (view,))
+    except BlockingIOError:
+        return -1
 
 
 def receive(fd: int, size: int) -> bytes | None:
@@ -124,6 +167,16 @@ def accept(listener: socket.socket) -> tuple[int, Any] | None:
         return None
     sock.setblocking(False)
     return sock.detach(), address
+
+
+def connect(sock: socket.socket, address: Any) -> bool:
+    """Begin to connect, or ask how it stands: True once connected, False for "not now"."""
+    number = sock.connect_ex(address)
+    if number in (0, errno.EISCONN):
+        return True
+    if number in (errno.EINPROGRESS, errno.EALREADY, errno.EINTR):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def unread_bytes(fd: int) -> int:

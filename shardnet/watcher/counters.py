@@ -1,7 +1,7 @@
-"""What the watcher counts, and in which cell.
+"""What the engine counts, and in which cell.
 
-The owner of a watcher may hand it a buffer of native unsigned 64-bit cells (a row of a shared-memory board, say);
-the watcher's own block is the first `CELLS_OWN` of them. Traffic is counted per group of channels: a channel's
+The owner of an engine may hand it a buffer of native unsigned 64-bit cells (a row of a shared-memory board, say);
+the engine's own block is the first `CELLS_OWN` of them. Traffic is counted per group of endpoints: an endpoint's
 `traffic` is the index of two neighbouring cells, bytes received and bytes sent, wherever the owner keeps them.
 """
 
@@ -17,7 +17,8 @@ class Op(enum.IntEnum):
     READ = 0
     WRITE = 1
     ACCEPT = 2
-    TIMER = 3
+    CONNECT = 3
+    TIMER = 4
 
 
 class Outcome(enum.IntEnum):
@@ -44,17 +45,17 @@ WRITE_OK: Final = 6
 WRITE_CANCELLED: Final = 8
 ACCEPT_OK: Final = 12
 ACCEPT_ERROR: Final = 17
-TIMER_OK: Final = 18
-TIMER_CANCELLED: Final = 20
+TIMER_OK: Final = 24
+TIMER_CANCELLED: Final = 26
 
-LOOP_TURNS: Final = 24
-SWAP_IN_USE_BYTES: Final = 25  # Bytes of the last batch.
-SWAP_IN_USE_PEAK_BYTES: Final = 26
-SWAP_CAPACITY_BYTES: Final = 27
-SWAP_EXHAUSTED: Final = 28  # Batches cut short because the buffer was full.
-CELLS_OWN: Final = 29
+LOOP_TURNS: Final = 30
+SWAP_IN_USE_BYTES: Final = 31  # Bytes of the last batch.
+SWAP_IN_USE_PEAK_BYTES: Final = 32
+SWAP_CAPACITY_BYTES: Final = 33
+SWAP_EXHAUSTED: Final = 34  # Batches cut short because the buffer was full.
+CELLS_OWN: Final = 35
 
-TRAFFIC_RECEIVED: Final = 0  # Offsets from a channel's `traffic`.
+TRAFFIC_RECEIVED: Final = 0  # Offsets from an endpoint's `traffic`.
 TRAFFIC_SENT: Final = 1
-TRAFFIC_ALONE: Final = CELLS_OWN  # The group of channels whose owner names none.
+TRAFFIC_ALONE: Final = CELLS_OWN  # The group of endpoints whose owner names none.
 CELLS_ALONE: Final = CELLS_OWN + 2

@@ -1,10 +1,10 @@
-"""The engine: one epoll, completions in batches, reads into a swap buffer.
+"""The engine: one poller, work in turns, reads in batches through a swap buffer.
 
-The theory. epoll tells readiness; callers want completions. The bridge is the posted read: a channel that wants bytes
+The theory. epoll tells readiness; callers want completions. The bridge is the posted read: an endpoint that wants bytes
 says so, and only then does the engine receive for it, so that unread bytes stay in the kernel (which is the
 backpressure) and an idle connection owns no buffer.
 
-A channel is registered once, edge-triggered, for everything. An edge is news, not a state, so the channel remembers
+An endpoint is registered once, edge-triggered, for everything. An edge is news, not a state, so the endpoint remembers
 it (`readable`) until a receive proves the kernel empty. A receive that fills less than was asked proves it as well as
 EAGAIN does and spares the second call, with three exceptions: after end-of-stream was announced (the zero-length read
 is still to come), after urgent data (a receive stops at the urgent mark with bytes behind it), and on unix sockets (a
@@ -12,7 +12,7 @@ receive stops between messages that carry descriptors).
 
 A turn first resolves the events of one poll to objects, running no code that could close a descriptor: so no event
 can reach a successor that inherited the number. Then it reaps, filling the swap buffer from every ready posted read,
-and only then dispatches, in one batch; a full buffer cuts the batch short and the next follows. Each channel gets at
+and only then dispatches, in one batch; a full buffer cuts the batch short and the next follows. Each endpoint gets at
 most one chunk a turn, so that a flooding peer waits its turn like any other.
 
 What is left to do stands in queues that outlive the turn: an exception out of a hook leaves the rest of the batch for
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import threading
 import time
@@ -34,7 +33,6 @@ from typing import Any, Final
 
 from shardnet.errors import WatcherClosed
 from shardnet.watcher import _sys
-from shardnet.watcher.channel import RECEIVES_PER_TURN_MAX, Agenda, Channel
 from shardnet.watcher.counters import (
     CELLS_ALONE,
     LOOP_TURNS,
@@ -49,10 +47,13 @@ from shardnet.watcher.counters import (
     TIMER_OK,
     Op,
 )
+from shardnet.watcher.endpoint import Agenda, Endpoint
+from shardnet.watcher.hooks import RECEIVES_PER_TURN_MAX, HookEndpoint
 from shardnet.watcher.listener import Listener
+from shardnet.watcher.pollers import Poller, new_poller
 from shardnet.watcher.timers import Timer, TimerQueue
 
-READS_PER_TURN_MAX: Final = 256  # Channels that complete a read, before timers, accepts and guests get the turn.
+READS_PER_TURN_MAX: Final = 256  # Endpoints that complete a read, before timers, accepts and guests get the turn.
 ROOM_MIN_BYTES: Final = 4096  # A swap buffer with less room counts as full: no receives in useless fragments.
 
 
@@ -65,35 +66,40 @@ class Guest:
         self.token = token
 
 
-class Watcher:
-    """One epoll, its channels, listeners, guests and timers. Belongs to one thread of one process.
+Entry = Endpoint | Listener | Guest  # Whom a descriptor belongs to.
 
-    `cells` is a buffer of native unsigned 64-bit cells to count in (see `counters`); without one it counts privately.
+
+class Engine:
+    """One poller, its endpoints, listeners, guests and timers. Belongs to one thread of one process.
+
+    `swap_size` is that of the buffer which posted reads go through; 0 where no endpoint is to post one. `cells` is a
+    buffer of native unsigned 64-bit cells to count in (see `counters`); without one it counts privately. `poller` is
+    one that nobody else uses; without one it is the best that the system has.
     """
 
-    def __init__(self, swap_size: int = 65536, cells: memoryview | None = None) -> None:
-        if swap_size < 1:
-            raise ValueError(f"swap_size is {swap_size}: it takes at least 1 byte")
+    def __init__(self, swap_size: int = 65536, cells: memoryview | None = None, poller: Poller | None = None) -> None:
+        if swap_size < 0:
+            raise ValueError(f"swap_size is {swap_size}: it cannot be negative")
         self.cells = memoryview(array("Q", [0] * CELLS_ALONE)) if cells is None else cells
         self.cells[SWAP_CAPACITY_BYTES] = swap_size
         self.swap = _sys.SwapBuffer(swap_size)
-        self.agenda = Agenda(self.cells)  # What a new channel is to be given.
+        self.poller = poller = new_poller() if poller is None else poller
+        self.agenda = Agenda(self.cells, poller.rearm)  # What a new endpoint is to be given.
         self.guests_ready: list[tuple[Any, int]] = []
         self._room_min = min(ROOM_MIN_BYTES, swap_size)
-        self._poller = _sys.Poller()
         self._closed = False
-        self._table: list[Channel | Listener | Guest | None] = []
+        self._table: list[Entry | None] = []
         self._position = 0  # Where resolving the events of the last poll stands.
         self._count = 0
-        self._batch: deque[tuple[Channel, int, int, OSError | None]] = deque()
+        self._batch: deque[tuple[HookEndpoint, int, int, OSError | None]] = deque()
         self._acceptable: deque[Listener] = deque()
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers = TimerQueue()
         self._wake_lock = threading.RLock()  # Reentrant: a signal handler may come upon its own thread inside.
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = _sys.Wakeup()
         self._wake_guest = Guest(None)
-        self._enter(self._wake_fd, self._wake_guest)
-        self._poller.add(self._wake_fd, _sys.EVENT_IN)
+        self._enter(self._wakeup.fd, self._wake_guest)
+        self.poller.add(self._wakeup.fd, _sys.EVENT_IN)
 
     # Membership.
 
@@ -101,27 +107,27 @@ class Watcher:
     def closed(self) -> bool:
         return self._closed
 
-    def add(self, channel: Channel) -> None:
-        """Register a channel: its hooks may be called from the next turn on.
+    def add(self, endpoint: Endpoint) -> None:
+        """Register an endpoint: its hooks may be called from the next turn on.
 
-        Raises `OSError` when the kernel refuses; the channel is still to be freed.
+        Raises `OSError` when the kernel refuses; the endpoint is still to be freed.
         """
         self._check_open()
-        self._poller.add(channel.fd, _sys.CHANNEL_EVENTS)
-        self._enter(channel.fd, channel)
+        self.poller.add(endpoint.fd, _sys.ENDPOINT_EVENTS)
+        self._enter(endpoint.fd, endpoint)
 
-    def channels(self) -> list[Channel]:
-        """Every registered channel, in no promised order. O(highest descriptor)."""
-        return [entry for entry in self._table if isinstance(entry, Channel)]
+    def endpoints(self) -> list[Endpoint]:
+        """Every registered endpoint, in no promised order. O(highest descriptor)."""
+        return [entry for entry in self._table if isinstance(entry, Endpoint)]
 
-    def free(self, channel: Channel) -> None:
-        """Close the channel's descriptor at once and drop what it had queued. Idempotent; calls no hook."""
-        if channel.fd < 0:
+    def free(self, endpoint: Endpoint) -> None:
+        """Close the endpoint's descriptor at once and drop what it had queued. Idempotent; calls no hook."""
+        if endpoint.fd < 0:
             return
-        fd = channel.abandon()
-        self._forget(fd, channel)
+        fd = endpoint.abandon()
+        self._forget(fd, endpoint)
         # Out of epoll before the close: a descriptor that another process still holds keeps firing otherwise.
-        self._poller.remove(fd)
+        self.poller.remove(fd)
         # The number is given up whatever close says: EIO tells of bytes lost on the way, EBADF that the owner's code
         # closed it before us. An exception would leave the end of a connection half done, and may come out of a turn.
         with contextlib.suppress(OSError):
@@ -140,7 +146,7 @@ class Watcher:
         `exclusive`: other processes accept on it too. One of them is woken for a connection, and takes one a turn.
         """
         self._check_open()
-        listener = Listener(self._poller, self.cells, self.after, sock, on_accept, on_exhausted, exclusive)
+        listener = Listener(self.poller, self.cells, self.after, sock, on_accept, on_exhausted, exclusive)
         self._enter(listener.fd, listener)
         return listener
 
@@ -153,7 +159,7 @@ class Watcher:
     def watch(self, fd: int, events: int, token: Any) -> None:
         """Report `(token, events)` in `guests_ready` whenever `fd` is ready."""
         self._check_open()
-        self._poller.add(fd, events)
+        self.poller.add(fd, events)
         self._enter(fd, Guest(token))
 
     def rewatch(self, fd: int, events: int, token: Any) -> None:
@@ -161,33 +167,33 @@ class Watcher:
         self._check_open()
         if self._guest(fd) is None:
             raise FileNotFoundError(errno.ENOENT, "rewatch of a descriptor that is not watched")
-        self._poller.modify(fd, events)
+        self.poller.modify(fd, events)
         self._enter(fd, Guest(token))
 
     def unwatch(self, fd: int) -> None:
         """Report `fd` no more, but for what stands in `guests_ready` already.
 
-        Also right for a descriptor that was closed meanwhile, and whose number belongs to a channel by now.
+        Also right for a descriptor that was closed meanwhile, and whose number belongs to an endpoint by now.
         """
         guest = self._guest(fd)
         if guest is not None and not self._closed:
             self._forget(fd, guest)
-            self._poller.remove(fd)
+            self.poller.remove(fd)
 
     def close(self) -> None:
-        """Free every channel, stop every listener, cancel every timer. Idempotent; in a hook, it ends the turn."""
+        """Free every endpoint, stop every listener, cancel every timer. Idempotent; in a hook, it ends the turn."""
         if self._closed:
             return
         for entry in self._table:
-            if isinstance(entry, Channel):
+            if isinstance(entry, Endpoint):
                 self.free(entry)
             elif isinstance(entry, Listener):
                 self.unlisten(entry)
         self.cells[TIMER_CANCELLED] += self._timers.clear()
         with self._wake_lock:
             self._closed = True
-            self._poller.close()
-            os.close(self._wake_fd)
+            self.poller.close()
+            self._wakeup.close()
 
     # Later.
 
@@ -209,14 +215,14 @@ class Watcher:
         """Make a waiting `turn` return; nothing once closed. Safe from any thread and from signal handlers."""
         with self._wake_lock:  # A number that is closed may be somebody else's the moment after.
             if not self._closed:
-                os.eventfd_write(self._wake_fd, 1)
+                self._wakeup.set()
 
     # The turn.
 
     def turn(self, timeout_s: float | None = None) -> None:
         """Wait until something happens, at most `timeout_s` seconds (None: for ever), and complete what is ready."""
         if self._closed:
-            raise WatcherClosed("turn of a watcher that is closed")
+            raise WatcherClosed("turn of an engine that is closed")
         self.cells[LOOP_TURNS] += 1
         self.agenda.receives_left = RECEIVES_PER_TURN_MAX
         if self._batch or self._deferred:
@@ -227,14 +233,14 @@ class Watcher:
                 return
         if self._position >= self._count:
             self._position = self._count = 0
-            self._count = self._poller.poll(self._wait_s(timeout_s))
+            self._count = self.poller.poll(self._wait_s(timeout_s))
         self._resolve()
         if len(self._timers):
             self._run_timers()
         if self._acceptable:
             self._accept()
-        if self.agenda.flushable:
-            self._flush()
+        if self.agenda.pending:
+            self._proceed()
         if self.agenda.failing:
             self._fail()
         if self.agenda.ready:
@@ -242,7 +248,7 @@ class Watcher:
 
     def _wait_s(self, timeout_s: float | None) -> float | None:
         agenda = self.agenda
-        if agenda.ready or agenda.flushable or agenda.failing or self._deferred or self._acceptable:
+        if agenda.ready or agenda.pending or agenda.failing or self._deferred or self._acceptable:
             return 0.0
         due_s = self._timers.next_due_s()
         if due_s is None:
@@ -252,24 +258,23 @@ class Watcher:
 
     def _resolve(self) -> None:
         """Turn the events of the last poll into work. Runs nothing that could close a descriptor."""
-        poller = self._poller
+        poller = self.poller
         table = self._table
         while self._position < self._count:
             fd, events = poller.event(self._position)
             self._position += 1
             entry = table[fd]
-            if isinstance(entry, Channel):
-                if events != _sys.EVENT_OUT or entry.unsent_bytes:
-                    entry.note_events(
-                        inward=events & ~_sys.EVENT_OUT != 0,
-                        odd=events & _sys.EVENT_ODD != 0,
-                        outward=events & (_sys.EVENT_OUT | _sys.EVENT_FAILED) != 0,
-                        error=events & _sys.EVENT_ERROR != 0,
-                    )
+            if isinstance(entry, Endpoint):
+                entry.note_events(
+                    inward=events & ~_sys.EVENT_OUT != 0,
+                    odd=events & _sys.EVENT_ODD != 0,
+                    outward=events & (_sys.EVENT_OUT | _sys.EVENT_FAILED) != 0,
+                    error=events & _sys.EVENT_ERROR != 0,
+                )
             elif isinstance(entry, Listener):
                 self._acceptable.append(entry)
             elif entry is self._wake_guest:
-                os.eventfd_read(self._wake_fd)
+                self._wakeup.clear()
             elif entry is not None:
                 self.guests_ready.append((entry.token, events))
 
@@ -288,27 +293,27 @@ class Watcher:
         for _ in range(len(self._acceptable)):
             self._acceptable.popleft().accept_turn()
 
-    def _flush(self) -> None:
-        flushable = self.agenda.flushable
-        for _ in range(len(flushable)):
-            flushable.popleft().flush()
+    def _proceed(self) -> None:
+        pending = self.agenda.pending
+        for _ in range(len(pending)):
+            pending.popleft().proceed()
 
     def _fail(self) -> None:
         failing = self.agenda.failing
         for _ in range(len(failing)):
-            channel = failing.popleft()
-            if channel.fd >= 0 and not channel.reading:
-                channel.on_error_waiting()
+            endpoint = failing.popleft()
+            if endpoint.fd >= 0 and not endpoint.reading:
+                endpoint.on_error_waiting()
 
     def _complete_reads(self) -> None:
-        """Reap and dispatch channels that are ready now, once each; who is left, or gets ready meanwhile, is next."""
+        """Reap and dispatch endpoints that are ready now, once each; who is left, or gets ready meanwhile, is next."""
         left = min(len(self.agenda.ready), READS_PER_TURN_MAX)
         while left > 0:
             left = self._reap(left)
             self._dispatch()
 
     def _reap(self, left: int) -> int:
-        """Receive for at most `left` ready channels, until the swap buffer is full; how many are left."""
+        """Receive for at most `left` ready endpoints, until the swap buffer is full; how many are left."""
         swap = self.swap
         ready = self.agenda.ready
         cells = self.cells
@@ -318,15 +323,15 @@ class Watcher:
             if room < self._room_min:
                 cells[SWAP_EXHAUSTED] += 1
                 break
-            channel = ready.popleft()
+            endpoint = ready.popleft()
             left -= 1
             try:
-                size = channel.reap(swap, used, room)
+                size = endpoint.reap(swap, used, room)
             except OSError as error:
-                self._batch.append((channel, 0, 0, error))
+                self._batch.append((endpoint, 0, 0, error))
                 continue
             if size >= 0:
-                self._batch.append((channel, used, size, None))
+                self._batch.append((endpoint, used, size, None))
                 used += size
         cells[SWAP_IN_USE_BYTES] = used
         if used > cells[SWAP_IN_USE_PEAK_BYTES]:
@@ -337,33 +342,33 @@ class Watcher:
         batch = self._batch
         cells = self.cells
         while batch:
-            channel, start, size, error = batch.popleft()
-            if channel.fd < 0:
+            endpoint, start, size, error = batch.popleft()
+            if endpoint.fd < 0:
                 cells[READ_CANCELLED] += 1  # Freed by an earlier completion of this batch.
             elif size:
                 cells[READ_OK] += 1
-                cells[channel.traffic] += size
-                channel.received_bytes += size
-                channel.on_received(start, size)
+                cells[endpoint.traffic] += size
+                endpoint.received_bytes += size
+                endpoint.on_received(start, size)
             elif error is None:
                 cells[READ_EOF] += 1
-                channel.note_end()
-                channel.on_end()
+                endpoint.note_end()
+                endpoint.on_end()
             else:
                 self.agenda.count_failure(Op.READ, error)
-                channel.on_failed(error)
+                endpoint.on_failed(error)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise WatcherClosed("asked of a watcher that is closed")
+            raise WatcherClosed("asked of an engine that is closed")
 
-    def _enter(self, fd: int, entry: Channel | Listener | Guest) -> None:
+    def _enter(self, fd: int, entry: Entry) -> None:
         table = self._table
         if fd >= len(table):
             table.extend([None] * (fd + 64 - len(table)))
         table[fd] = entry
 
-    def _forget(self, fd: int, entry: Channel | Listener | Guest) -> None:
+    def _forget(self, fd: int, entry: Entry) -> None:
         """Empty the place of `entry`, if it has one and nobody else has moved in."""
         if fd < len(self._table) and self._table[fd] is entry:
             self._table[fd] = None

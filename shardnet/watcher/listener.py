@@ -1,4 +1,4 @@
-"""Listeners: listening sockets that a watcher accepts on, borrowed from their owner.
+"""Listeners: listening sockets that an engine accepts on, borrowed from their owner.
 
 Level-triggered, so that connections which a bounded burst left in the backlog announce themselves again.
 
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from shardnet.watcher import _sys
 from shardnet.watcher.counters import ACCEPT_ERROR, ACCEPT_OK
+from shardnet.watcher.pollers import Poller
 
 ACCEPTS_PER_TURN_MAX: Final = 16  # New connections from one listener, before others get the turn.
 EXHAUSTED_PAUSE_S: Final = 0.1
@@ -62,7 +63,7 @@ class Listener:
 
     def __init__(
         self,
-        poller: _sys.Poller,
+        poller: Poller,
         cells: memoryview,
         after: Callable[[float, Callable[[], object]], object],
         sock: socket.socket,

@@ -5,7 +5,7 @@ is replaced is the one step below, in which an event loop begins to accept on a 
 so that each accepted connection is a `ProtocolConnection` or a `StreamsConnection`. Of a loop of `BothEnds` those that
 it connects are as well.
 
-Lives here: the loop, and the watcher's life with it. Must not live here: which tests run on it (see `cases`).
+Lives here: the loop, and the engine's life with it. Must not live here: which tests run on it (see `cases`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from shardnet.adapters import ProtocolConnection, StreamsConnection
 from shardnet.app import Handler, Kind
 from shardnet.connection import Connection, Limits
 from shardnet.log import Log
-from shardnet.loop import WatcherSelector
+from shardnet.loop import EngineSelector
 from shardnet.server import Server, private_cells
-from shardnet.watcher import Watcher
+from shardnet.watcher.engine import Engine
 
 __all__ = ["BothEnds", "ServingLoop", "ServingPolicy", "StreamsApp"]
 
@@ -55,7 +55,7 @@ class StreamsApp:
 
 
 class ServingLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop on a watcher of its own, which is closed with it.
+    """asyncio's loop on an engine of its own, which is closed with it.
 
     Over all loops, `accepted_total` counts the connections that shardnet has accepted, and `raised` keeps what it has
     caught of handlers and protocols.
@@ -68,15 +68,15 @@ class ServingLoop(asyncio.SelectorEventLoop):
         if selector is not None:
             selector.close()  # A test has chosen one; ours is used instead.
         counts, self.cells = private_cells(1)
-        self.watcher = Watcher(65536, counts)
+        self.engine = Engine(65536, counts)
         self.feeders: list[socket.socket] = []  # Closed with the loop.
         self._servers: dict[socket.socket, Server] = {}
-        super().__init__(WatcherSelector(self.watcher))
+        super().__init__(EngineSelector(self.engine))
 
     def close(self) -> None:
         if not self.is_closed():
             super().close()
-            self.watcher.close()
+            self.engine.close()
             for feeder in self.feeders:
                 feeder.close()
 
@@ -87,7 +87,7 @@ class ServingLoop(asyncio.SelectorEventLoop):
         log = Log(logger, {})
         if attached_to is not None:
             return _AttachingServer(self, app, log, attached_to)
-        return Server(self.watcher, self, app, self.cells, log, connections_max=CONNECTIONS_MAX, limits=LIMITS)
+        return Server(self.engine, self, app, self.cells, log, connections_max=CONNECTIONS_MAX, limits=LIMITS)
 
     def adopt(self, sock: socket.socket, handler: Callable[..., Any], limit: int) -> None:
         """Take a connected socket over, as if it had been accepted, for a streams handler."""
@@ -139,7 +139,7 @@ class BothEnds(ServingLoop):
     def close(self) -> None:
         super().close()
         for sock in self._sockets.values():
-            sock.detach()  # The watcher has closed it.
+            sock.detach()  # The engine has closed it.
 
     def _make_socket_transport(
         self,
@@ -201,7 +201,7 @@ class _AttachingServer(Server):
         self._attached_to = attached_to
         self._attached: set[Connection] = set()
         app = replace(app, on_connect=self._attach)
-        super().__init__(loop.watcher, loop, app, loop.cells, log, connections_max=CONNECTIONS_MAX, limits=LIMITS)
+        super().__init__(loop.engine, loop, app, loop.cells, log, connections_max=CONNECTIONS_MAX, limits=LIMITS)
         self._connection_class = _AttachedStreams if app.kind is Kind.STREAMS else _AttachedProtocol
 
     def _attach(self, conn: Connection) -> None:

@@ -154,8 +154,8 @@ def _break() -> None:
 
 
 async def breaking(conn: Connection) -> None:
-    """An echo that, asked to `break`, makes a turn of the watcher raise: what a bug of shardnet's own would do."""
+    """An echo that, asked to `break`, makes a turn of the engine raise: what a bug of shardnet's own would do."""
     async for data in conn:
         if data == b"break\n":
-            conn._host.watcher.defer(_break)
+            conn._host.engine.defer(_break)
         await conn.send(data)

@@ -1,4 +1,4 @@
-"""A bench for the watcher's tests: connected sockets, channels that write down their completions, turns until.
+"""A bench for the engine's tests: connected sockets, endpoints that write down their completions, turns until.
 
 Nothing here waits for time to pass: `Bench.until` runs turns until something has happened, `wait_for` polls one socket
 until the kernel has what a test needs.
@@ -17,27 +17,28 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
-from shardnet.watcher import Channel, Op, Outcome, Watcher
-from shardnet.watcher.counters import TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, completions_cell
+from shardnet.watcher.counters import TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome, completions_cell
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.hooks import HookEndpoint
 
 PATIENCE_S: Final = 20.0
 
 Entry = tuple[str, str, Any]  # Whose completion, which, and its bytes or errno.
 
 
-class RecordingChannel(Channel):
+class RecordingEndpoint(HookEndpoint):
     """Writes its completions into a journal, then runs what `then` says for them."""
 
-    def __init__(self, watcher: Watcher, fd: int, name: str, journal: list[Entry], *, unix: bool, traffic: int) -> None:
-        super().__init__(watcher.agenda, fd, traffic=traffic, unix=unix)
-        self.watcher = watcher
+    def __init__(self, engine: Engine, fd: int, name: str, journal: list[Entry], *, unix: bool, traffic: int) -> None:
+        super().__init__(engine.agenda, fd, traffic=traffic, unix=unix)
+        self.engine = engine
         self.name = name
         self.journal = journal
         self.received = bytearray()
         self.then: dict[str, Callable[[], object]] = {}
 
     def on_received(self, start: int, size: int) -> None:
-        data = self.watcher.swap.take(start, size)
+        data = self.engine.swap.take(start, size)
         self.received += data
         self._note("received", data)
 
@@ -66,11 +67,11 @@ class RecordingChannel(Channel):
 
 
 class Bench:
-    """One watcher, its channels and their peers. At the end all is closed, and no descriptor may be left."""
+    """One engine, its endpoints and their peers. At the end all is closed, and no descriptor may be left."""
 
     def __init__(self, swap_size: int = 65536) -> None:
         self._fds_before = open_fds()
-        self.watcher = Watcher(swap_size)
+        self.engine = Engine(swap_size)
         self.journal: list[Entry] = []
         self._peers: list[socket.socket] = []
 
@@ -78,7 +79,7 @@ class Bench:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.watcher.close()
+        self.engine.close()
         for peer in self._peers:
             peer.close()
         if error is None:
@@ -86,35 +87,35 @@ class Bench:
 
     def adopt(
         self, sock: socket.socket, name: str = "a", *, unix: bool = False, traffic: int = TRAFFIC_ALONE
-    ) -> RecordingChannel:
-        """Make a channel of `sock`, which is no longer to be used."""
+    ) -> RecordingEndpoint:
+        """Make an endpoint of `sock`, which is no longer to be used."""
         sock.setblocking(False)
-        channel = RecordingChannel(self.watcher, sock.detach(), name, self.journal, unix=unix, traffic=traffic)
-        self.watcher.add(channel)
-        return channel
+        endpoint = RecordingEndpoint(self.engine, sock.detach(), name, self.journal, unix=unix, traffic=traffic)
+        self.engine.add(endpoint)
+        return endpoint
 
     def keep(self, sock: socket.socket) -> socket.socket:
         """Close `sock` at the end."""
         self._peers.append(sock)
         return sock
 
-    def tcp(self, name: str = "a", *, buffer_bytes: int | None = None) -> tuple[RecordingChannel, socket.socket]:
-        """A channel and the blocking socket of its peer, over TCP; `buffer_bytes` makes the way to the peer narrow."""
+    def tcp(self, name: str = "a", *, buffer_bytes: int | None = None) -> tuple[RecordingEndpoint, socket.socket]:
+        """An endpoint and the blocking socket of its peer, over TCP; `buffer_bytes` narrows the way to the peer."""
         ours, theirs = tcp_pair(buffer_bytes)
         return self.adopt(ours, name), self.keep(theirs)
 
-    def unix(self, name: str = "a") -> tuple[RecordingChannel, socket.socket]:
+    def unix(self, name: str = "a") -> tuple[RecordingEndpoint, socket.socket]:
         ours, theirs = socket.socketpair()
         return self.adopt(ours, name, unix=True), self.keep(theirs)
 
-    def ready(self, payloads: dict[str, bytes]) -> dict[str, RecordingChannel]:
-        """Unix channels whose bytes wait in the kernel, known to be readable; nothing is posted."""
-        channels = {}
+    def ready(self, payloads: dict[str, bytes]) -> dict[str, RecordingEndpoint]:
+        """Unix endpoints whose bytes wait in the kernel, known to be readable; nothing is posted."""
+        endpoints = {}
         for name, payload in payloads.items():
-            channels[name], peer = self.unix(name)
+            endpoints[name], peer = self.unix(name)
             peer.sendall(payload)
-        self.until(lambda: all(channel.readable for channel in channels.values()))
-        return channels
+        self.until(lambda: all(endpoint.readable for endpoint in endpoints.values()))
+        return endpoints
 
     def until(self, condition: Callable[[], object]) -> None:
         """Run turns until `condition()` holds."""
@@ -122,20 +123,20 @@ class Bench:
         while not condition():
             left_s = deadline_s - time.monotonic()
             assert left_s > 0, f"it never came; so far {self.journal[-20:]}"
-            self.watcher.turn(left_s)
+            self.engine.turn(left_s)
 
-    def until_received(self, channel: RecordingChannel, data: bytes) -> None:
-        """Run turns until `data` is what the channel has received in all."""
-        self.until(lambda: len(channel.received) >= len(data))
-        assert channel.received == data
+    def until_received(self, endpoint: RecordingEndpoint, data: bytes) -> None:
+        """Run turns until `data` is what the endpoint has received in all."""
+        self.until(lambda: len(endpoint.received) >= len(data))
+        assert endpoint.received == data
 
     def settle(self, turns: int = 3) -> None:
         """Run some turns that wait for nothing, so that what must not happen has its chance to."""
         for _ in range(turns):
-            self.watcher.turn(0)
+            self.engine.turn(0)
 
     def of(self, name: str) -> list[str]:
-        """What completed on the channel `name`, in order."""
+        """What completed on the endpoint `name`, in order."""
         return [what for who, what, _ in self.journal if who == name and what != "progress"]
 
     def order(self) -> str:
@@ -143,7 +144,7 @@ class Bench:
         return "".join(who for who, _, _ in self.journal)
 
     def count(self, op: Op, outcome: Outcome) -> int:
-        return self.watcher.cells[completions_cell(op, outcome)]
+        return self.engine.cells[completions_cell(op, outcome)]
 
     def counts(self, op: Op) -> dict[Outcome, int]:
         """The outcomes of `op` that were counted, without the zeros."""
@@ -151,11 +152,11 @@ class Bench:
 
     @property
     def received_bytes(self) -> int:
-        return self.watcher.cells[TRAFFIC_ALONE + TRAFFIC_RECEIVED]
+        return self.engine.cells[TRAFFIC_ALONE + TRAFFIC_RECEIVED]
 
     @property
     def sent_bytes(self) -> int:
-        return self.watcher.cells[TRAFFIC_ALONE + TRAFFIC_SENT]
+        return self.engine.cells[TRAFFIC_ALONE + TRAFFIC_SENT]
 
 
 def open_fds() -> set[str]:
@@ -225,10 +226,10 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def fill(channel: Channel, block: bytes = b"x" * 4096) -> int:
+def fill(endpoint: HookEndpoint, block: bytes = b"x" * 4096) -> int:
     """Write until something is queued: how many bytes were submitted."""
     size = len(block)
-    while channel.submit_write(block):
+    while endpoint.submit_write(block):
         size += len(block)
     return size
 
@@ -244,6 +245,6 @@ def drain(bench: Bench, peer: socket.socket, size: int) -> bytes:
     """Run turns until `peer`, on a thread of its own, has received `size` bytes."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(receive_exactly, peer, size)
-        future.add_done_callback(lambda _: bench.watcher.wake())
+        future.add_done_callback(lambda _: bench.engine.wake())
         bench.until(future.done)
         return future.result()

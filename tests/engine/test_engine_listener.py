@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from shardnet.watcher import Listener, Op, Outcome, _sys
+from shardnet.watcher import _sys
 from shardnet.watcher import listener as listener_module
-from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX
-from tests.watcher_kit import Bench, open_fds, raiser, reset, wait_for
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, Listener
+from shardnet.watcher.pollers import Poller
+from tests.engine.kit import Bench, open_fds, raiser, reset, wait_for
 
 RETRIED = [
     errno.ECONNABORTED,
@@ -47,7 +49,7 @@ class Door:
         self.exhausted: list[int | None] = []
         self.then: Callable[[], object] | None = None
         self.then_exhausted: Callable[[], object] | None = None
-        self.listener: Listener = bench.watcher.listen(sock, self._on_accept, self._on_exhausted)
+        self.listener: Listener = bench.engine.listen(sock, self._on_accept, self._on_exhausted)
 
     def _on_accept(self, fd: int, address: Any) -> None:
         self.bench.keep(socket.socket(fileno=fd))
@@ -123,7 +125,7 @@ def test_accepted_descriptor_is_nonblocking_whatever_timeout_the_app_made_the_de
 def test_burst_is_bounded_in_a_turn_and_goes_on_in_the_next(door: Door) -> None:
     door.knock(2 * ACCEPTS_PER_TURN_MAX + 3)
     for accepted in (ACCEPTS_PER_TURN_MAX, 2 * ACCEPTS_PER_TURN_MAX, 2 * ACCEPTS_PER_TURN_MAX + 3):
-        door.bench.watcher.turn(None)
+        door.bench.engine.turn(None)
         assert len(door.accepted) == accepted
     door.until_accepted(2 * ACCEPTS_PER_TURN_MAX + 3)
 
@@ -132,7 +134,7 @@ def test_listener_with_a_burst_does_not_keep_another_waiting(bench: Bench, door:
     other = Door(bench, socket.create_server(("127.0.0.1", 0)))
     door.knock(3 * ACCEPTS_PER_TURN_MAX)
     other.knock()
-    bench.watcher.turn(None)
+    bench.engine.turn(None)
     assert (len(door.accepted), len(other.accepted)) == (ACCEPTS_PER_TURN_MAX, 1)
 
 
@@ -185,7 +187,7 @@ def test_accept_queued_tells_whether_it_saw_the_queue_empty(door: Door) -> None:
 
 def test_second_listener_on_a_socket_is_refused_and_the_first_goes_on(bench: Bench, door: Door) -> None:
     with pytest.raises(FileExistsError):
-        bench.watcher.listen(door.sock, raiser(AssertionError()), raiser(AssertionError()))  # type: ignore[arg-type]
+        bench.engine.listen(door.sock, raiser(AssertionError()), raiser(AssertionError()))  # type: ignore[arg-type]
     door.knock()
     door.until_accepted(1)
 
@@ -199,7 +201,7 @@ def test_connection_that_died_in_the_queue_does_not_stop_the_next(
 ) -> None:
     door.knock(2)
     script(monkeypatch, [code, code])
-    door.bench.watcher.turn(None)
+    door.bench.engine.turn(None)
     assert (len(door.accepted), door.exhausted) == (2, [])
     assert door.bench.counts(Op.ACCEPT) == {Outcome.OK: 2, Outcome.ERROR: 2}
 
@@ -208,7 +210,7 @@ def test_connections_that_all_died_do_not_hold_the_turn(door: Door, monkeypatch:
     errnos = [errno.ECONNABORTED] * 100
     door.knock()
     script(monkeypatch, errnos)
-    door.bench.watcher.turn(None)
+    door.bench.engine.turn(None)
     assert len(errnos) == 100 - ACCEPTS_PER_TURN_MAX
     door.until_accepted(1)
 
@@ -220,7 +222,7 @@ def test_full_machine_pauses_accepting_and_the_backlog_waits(
     monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
     door.knock(3)
     script(monkeypatch, [code, code])
-    door.bench.watcher.turn(None)
+    door.bench.engine.turn(None)
     assert (door.accepted, door.exhausted) == ([], [code])
     door.until_accepted(3)
     assert door.exhausted == [code, code]
@@ -232,10 +234,10 @@ def test_full_machine_does_not_spin(door: Door, monkeypatch: pytest.MonkeyPatch)
     door.knock(1)
     script(monkeypatch, [errno.EMFILE] * 1000)
     fired: list[str] = []
-    door.bench.watcher.after(0.01, lambda: fired.append("timer"))
+    door.bench.engine.after(0.01, lambda: fired.append("timer"))
     turns = 0
     while not fired:
-        door.bench.watcher.turn(None)
+        door.bench.engine.turn(None)
         turns += 1
     assert turns <= 3
     assert door.exhausted == [errno.EMFILE]
@@ -248,7 +250,7 @@ def test_real_lack_of_descriptors_loses_no_connection(door: Door) -> None:
     os.close(spare)
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
     try:
-        door.bench.watcher.turn(None)
+        door.bench.engine.turn(None)
         assert (door.accepted, door.exhausted) == ([], [errno.EMFILE])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -274,7 +276,7 @@ def test_hook_that_raises_when_the_machine_is_full_ends_no_pause(door: Door, mon
     script(monkeypatch, [errno.EMFILE])
     door.then_exhausted = raiser(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        door.bench.watcher.turn(None)
+        door.bench.engine.turn(None)
     door.until_accepted(1)
 
 
@@ -282,17 +284,18 @@ def test_resume_that_the_kernel_refuses_is_tried_again(door: Door, monkeypatch: 
     """Polling a descriptor anew takes memory. The refusal came out of the timer, and with that out of `select()`, or
     out of the close of a connection; and the listener was never polled again."""
     monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
-    add = _sys.Poller.add
+    poller = type(door.listener._poller)
+    add = poller.add
     refusals = [errno.ENOMEM, errno.ENOSPC]
 
-    def refuse(poller: _sys.Poller, fd: int, events: int) -> None:
+    def refuse(self: Poller, fd: int, events: int) -> None:
         if refusals:
             raise OSError(refusals.pop(0), "no room")
-        add(poller, fd, events)
+        add(self, fd, events)
 
     door.listener.pause()
     door.knock()
-    monkeypatch.setattr(_sys.Poller, "add", refuse)
+    monkeypatch.setattr(poller, "add", refuse)
     door.listener.resume()
     door.until_accepted(1)
     assert door.exhausted == [errno.ENOMEM, errno.ENOSPC]
@@ -339,8 +342,8 @@ def test_unlisten_is_for_good_and_leaves_the_socket_to_its_owner(bench: Bench, d
     if paused:
         door.listener.pause()
     door.knock()
-    bench.watcher.unlisten(door.listener)
-    bench.watcher.unlisten(door.listener)
+    bench.engine.unlisten(door.listener)
+    bench.engine.unlisten(door.listener)
     assert door.listener.fd == -1
     if paused:
         door.listener.resume()
@@ -352,7 +355,7 @@ def test_unlisten_is_for_good_and_leaves_the_socket_to_its_owner(bench: Bench, d
 
 def test_unlisten_in_the_hook_stops_the_burst_at_once(bench: Bench, door: Door) -> None:
     door.knock(3)
-    door.then = lambda: bench.watcher.unlisten(door.listener)
+    door.then = lambda: bench.engine.unlisten(door.listener)
     bench.settle()
     assert len(door.accepted) == 1
 
@@ -363,14 +366,14 @@ def test_unlisten_while_the_machine_is_full_stays_stopped(
     monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
     door.knock()
     script(monkeypatch, [errno.EMFILE])
-    door.then_exhausted = lambda: bench.watcher.unlisten(door.listener)
+    door.then_exhausted = lambda: bench.engine.unlisten(door.listener)
     bench.until(lambda: bench.count(Op.TIMER, Outcome.OK))
     bench.settle()
     assert door.accepted == []
 
 
 def test_socket_can_be_listened_on_again_after_unlisten(bench: Bench, door: Door) -> None:
-    bench.watcher.unlisten(door.listener)
+    bench.engine.unlisten(door.listener)
     door.knock()
     again = Door(bench, door.sock)
     again.until_accepted(1)
@@ -382,7 +385,7 @@ def test_closing_the_watcher_leaves_the_socket_listening() -> None:
     with Bench() as bench:
         sock = socket.create_server(("127.0.0.1", 0))
         door = Door(bench, sock)
-        bench.watcher.close()
+        bench.engine.close()
         door.knock()
         sock.setblocking(True)
         bench.keep(sock.accept()[0])

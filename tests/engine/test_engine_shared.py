@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shardnet.watcher import Watcher, _sys
 from shardnet.watcher import listener as listener_module
-from tests.watcher_kit import PATIENCE_S, Bench
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.pollers import Poller
+from tests.engine.kit import PATIENCE_S, Bench
 
 BACKLOG = 1024
 
@@ -74,17 +75,17 @@ class Crew:
 
 def _work(sock: socket.socket, number: int, say_ready: int, exclusive: bool) -> NoReturn:
     try:
-        watcher = Watcher()
+        engine = Engine()
 
         def on_accept(fd: int, _: Any) -> None:
             with contextlib.suppress(OSError):
                 os.write(fd, bytes([number]))
             os.close(fd)
 
-        watcher.listen(sock, on_accept, lambda _: None, exclusive=exclusive)
+        engine.listen(sock, on_accept, lambda _: None, exclusive=exclusive)
         os.write(say_ready, b"!")
         while True:
-            watcher.turn(None)
+            engine.turn(None)
     finally:
         os._exit(1)
 
@@ -152,7 +153,7 @@ class Door:
         self.path = path
         self.accepted = 0
         self.exhausted: list[int | None] = []
-        self.listener = bench.watcher.listen(
+        self.listener = bench.engine.listen(
             self.sock, self._on_accept, lambda error: self.exhausted.append(error.errno), exclusive=True
         )
 
@@ -179,7 +180,7 @@ def door(bench: Bench, tmp_path: Path) -> Door:
 def test_wake_accepts_one(bench: Bench, door: Door) -> None:
     door.knock(3)
     for accepted in (1, 2, 3, 3):
-        bench.watcher.turn(0)
+        bench.engine.turn(0)
         assert door.accepted == accepted
 
 
@@ -217,7 +218,7 @@ def test_unlisten_in_the_hook_is_for_good(bench: Bench, door: Door) -> None:
 
     def accept_and_stop(fd: int, address: Any) -> None:
         on_accept(fd, address)
-        bench.watcher.unlisten(door.listener)
+        bench.engine.unlisten(door.listener)
 
     door.listener.on_accept = accept_and_stop
     bench.settle(5)
@@ -227,16 +228,17 @@ def test_unlisten_in_the_hook_is_for_good(bench: Bench, door: Door) -> None:
 
 def test_refusal_of_the_new_place_in_line_is_a_pause(bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
-    add = _sys.Poller.add
+    poller = type(bench.engine.poller)
+    add = poller.add
     refusals = [errno.ENOMEM]
 
-    def refuse(poller: _sys.Poller, fd: int, events: int) -> None:
+    def refuse(self: Poller, fd: int, events: int) -> None:
         if refusals:
             raise OSError(refusals.pop(), "no room")
-        add(poller, fd, events)
+        add(self, fd, events)
 
     door.knock(2)
-    monkeypatch.setattr(_sys.Poller, "add", refuse)
+    monkeypatch.setattr(poller, "add", refuse)
     bench.until(lambda: door.accepted == 2)
     assert door.exhausted == [errno.ENOMEM]
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardnet.watcher import Watcher
 from shardnet.watcher.counters import (
     SWAP_CAPACITY_BYTES,
     SWAP_EXHAUSTED,
     SWAP_IN_USE_BYTES,
     SWAP_IN_USE_PEAK_BYTES,
 )
-from shardnet.watcher.engine import ROOM_MIN_BYTES
-from tests.watcher_kit import Bench, open_fds
+from shardnet.watcher.engine import ROOM_MIN_BYTES, Engine
+from tests.engine.kit import Bench, open_fds
 
 
 @pytest.fixture
@@ -24,37 +23,37 @@ def bench() -> Iterator[Bench]:
 
 
 def test_batch_hands_everybody_his_own_bytes_and_the_cells_tell_its_size(bench: Bench) -> None:
-    cells = bench.watcher.cells
+    cells = bench.engine.cells
     assert cells[SWAP_CAPACITY_BYTES] == 65536
     payloads = {name: name.encode() * 1000 for name in "abcdefgh"}
-    channels = bench.ready(payloads)
-    for channel in channels.values():
-        channel.post_read()
-    bench.watcher.turn(0)
+    endpoints = bench.ready(payloads)
+    for endpoint in endpoints.values():
+        endpoint.post_read()
+    bench.engine.turn(0)
     assert [(who, data) for who, _, data in bench.journal] == list(payloads.items())
     assert (cells[SWAP_IN_USE_BYTES], cells[SWAP_IN_USE_PEAK_BYTES], cells[SWAP_EXHAUSTED]) == (8000, 8000, 0)
 
 
 def test_in_use_is_the_last_batch_and_peak_the_largest(bench: Bench) -> None:
-    cells = bench.watcher.cells
+    cells = bench.engine.cells
     for size, peak in ((300, 300), (1000, 1000), (20, 1000)):
-        channel = bench.ready({f"{size}": bytes(size)})[f"{size}"]
-        channel.post_read()
-        bench.watcher.turn(0)
+        endpoint = bench.ready({f"{size}": bytes(size)})[f"{size}"]
+        endpoint.post_read()
+        bench.engine.turn(0)
         assert (cells[SWAP_IN_USE_BYTES], cells[SWAP_IN_USE_PEAK_BYTES]) == (size, peak)
     assert cells[SWAP_EXHAUSTED] == 0
 
 
 def test_full_buffer_cuts_the_batch_and_the_next_follows_in_the_same_turn() -> None:
     with Bench(swap_size=2 * ROOM_MIN_BYTES) as bench:
-        cells = bench.watcher.cells
-        channels = bench.ready({name: name.encode() * (ROOM_MIN_BYTES + 1) for name in "abc"})
-        for channel in channels.values():
-            channel.post_read()
-        bench.watcher.turn(0)
+        cells = bench.engine.cells
+        endpoints = bench.ready({name: name.encode() * (ROOM_MIN_BYTES + 1) for name in "abc"})
+        for endpoint in endpoints.values():
+            endpoint.post_read()
+        bench.engine.turn(0)
         assert bench.order() == "abc"
-        for name, channel in channels.items():
-            assert channel.received == name.encode() * (ROOM_MIN_BYTES + 1)
+        for name, endpoint in endpoints.items():
+            assert endpoint.received == name.encode() * (ROOM_MIN_BYTES + 1)
         assert cells[SWAP_EXHAUSTED] == 2
         assert cells[SWAP_IN_USE_BYTES] == cells[SWAP_IN_USE_PEAK_BYTES] == ROOM_MIN_BYTES + 1
 
@@ -62,24 +61,24 @@ def test_full_buffer_cuts_the_batch_and_the_next_follows_in_the_same_turn() -> N
 def test_batch_is_dispatched_before_the_next_is_received() -> None:
     """So a hook of the first batch can still take back a read of the second."""
     with Bench(swap_size=ROOM_MIN_BYTES) as bench:
-        channels = bench.ready({"a": b"aaa", "b": b"bbb"})
+        endpoints = bench.ready({"a": b"aaa", "b": b"bbb"})
         answers: list[bool] = []
-        channels["a"].then["received"] = lambda: answers.append(channels["b"].withdraw_read())
-        for channel in channels.values():
-            channel.post_read()
-        bench.watcher.turn(0)
+        endpoints["a"].then["received"] = lambda: answers.append(endpoints["b"].withdraw_read())
+        for endpoint in endpoints.values():
+            endpoint.post_read()
+        bench.engine.turn(0)
         bench.settle()
         assert answers == [True]
         assert bench.order() == "a"
-        assert channels["b"].receive_now(10) == b"bbb"
+        assert endpoints["b"].receive_now(10) == b"bbb"
 
 
 def test_last_room_is_used_down_to_the_least_useful_size() -> None:
     with Bench(swap_size=3 * ROOM_MIN_BYTES) as bench:
-        channels = bench.ready({"a": bytes(2 * ROOM_MIN_BYTES), "b": bytes(ROOM_MIN_BYTES + 7), "c": bytes(1)})
-        for channel in channels.values():
-            channel.read_on()
-        bench.watcher.turn(0)
+        endpoints = bench.ready({"a": bytes(2 * ROOM_MIN_BYTES), "b": bytes(ROOM_MIN_BYTES + 7), "c": bytes(1)})
+        for endpoint in endpoints.values():
+            endpoint.read_on()
+        bench.engine.turn(0)
         assert [len(data) for _, _, data in bench.journal] == [2 * ROOM_MIN_BYTES, ROOM_MIN_BYTES, 1]
         bench.until(lambda: len(bench.journal) == 4)
         assert bench.journal[-1] == ("b", "received", bytes(7))
@@ -89,18 +88,18 @@ def test_last_room_is_used_down_to_the_least_useful_size() -> None:
 def test_tiny_swap_buffer_loses_and_mixes_nothing(swap_size: int) -> None:
     with Bench(swap_size) as bench:
         payloads = {name: bytes(range(256))[: 10 * number] for number, name in enumerate("abcd", 1)}
-        channels = bench.ready(payloads)
-        for channel in channels.values():
-            channel.read_on()
-        bench.until(lambda: sum(len(channel.received) for channel in channels.values()) == 100)
-        assert {name: bytes(channel.received) for name, channel in channels.items()} == payloads
-        assert bench.watcher.cells[SWAP_IN_USE_PEAK_BYTES] <= swap_size
+        endpoints = bench.ready(payloads)
+        for endpoint in endpoints.values():
+            endpoint.read_on()
+        bench.until(lambda: sum(len(endpoint.received) for endpoint in endpoints.values()) == 100)
+        assert {name: bytes(endpoint.received) for name, endpoint in endpoints.items()} == payloads
+        assert bench.engine.cells[SWAP_IN_USE_PEAK_BYTES] <= swap_size
         assert bench.received_bytes == 100
 
 
-@pytest.mark.parametrize("swap_size", [0, -1])
+@pytest.mark.parametrize("swap_size", [-1, -65536])
 def test_swap_buffer_without_room_is_refused(swap_size: int) -> None:
     before = open_fds()
     with pytest.raises(ValueError, match="swap_size"):
-        Watcher(swap_size)
+        Engine(swap_size)
     assert open_fds() <= before

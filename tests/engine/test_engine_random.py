@@ -12,8 +12,10 @@ import socket
 import pytest
 
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import EVENT_IN, Op, Outcome, Timer
-from tests.watcher_kit import Bench, RecordingChannel, reset
+from shardnet.watcher._sys import EVENT_IN
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.timers import Timer
+from tests.engine.kit import Bench, RecordingEndpoint, reset
 
 STEPS = 2000
 PAIRS = 6
@@ -24,13 +26,13 @@ class Interrupted(BaseException):
 
 
 class Pair:
-    """A channel, its peer, and what the model knows of them."""
+    """An endpoint, its peer, and what the model knows of them."""
 
     def __init__(self, bench: Bench, name: str, chance: random.Random) -> None:
         self.name = name
         self.tcp = chance.random() < 0.6
-        self.channel: RecordingChannel
-        self.channel, self.peer = (
+        self.endpoint: RecordingEndpoint
+        self.endpoint, self.peer = (
             bench.tcp(name, buffer_bytes=chance.choice([30_000, 200_000])) if self.tcp else (bench.unix(name))
         )
         self.peer.setblocking(False)
@@ -46,11 +48,11 @@ class Pair:
         self.urgent = False
         self.ended = False
         self.gone = False  # The peer was reset.
-        self.channel.then = {"received": self.on_received, "sent": self.on_sent, "failed": self.maybe_raise}
+        self.endpoint.then = {"received": self.on_received, "sent": self.on_sent, "failed": self.maybe_raise}
 
     @property
     def live(self) -> bool:
-        return self.channel.fd >= 0
+        return self.endpoint.fd >= 0
 
     @property
     def sound(self) -> bool:
@@ -64,7 +66,7 @@ class Pair:
 
     def on_sent(self) -> None:
         assert self.queued
-        assert self.channel.unsent_bytes == 0
+        assert self.endpoint.unsent_bytes == 0
         self.queued = False
         if self.chance.random() < 0.3:
             self.submit()
@@ -78,16 +80,16 @@ class Pair:
 
     def post(self) -> None:
         if self.live:
-            self.posts += not self.channel.reading
-            self.channel.post_read(self.chance.choice([1, 10, 1000, 65536, 100_000]))
+            self.posts += not self.endpoint.reading
+            self.endpoint.post_read(self.chance.choice([1, 10, 1000, 65536, 100_000]))
 
     def withdraw(self) -> None:
-        self.channel.withdraw_read()
+        self.endpoint.withdraw_read()
 
     def submit(self) -> None:
         data = self.chance.randbytes(self.chance.choice([1, 50, 3000, 100_000]))
         try:
-            self.queued |= not self.channel.submit_write(self.chance.choice([bytes, bytearray, memoryview])(data))
+            self.queued |= not self.endpoint.submit_write(self.chance.choice([bytes, bytearray, memoryview])(data))
         except ConnectionFreed:
             assert not self.live
         except OSError:
@@ -130,9 +132,9 @@ class Pair:
     def over(self) -> bool:
         """For a sound pair: whether all has arrived at both ends. Helps it along."""
         self.peer_receive()
-        if len(self.channel.received) < len(self.inward):
+        if len(self.endpoint.received) < len(self.inward):
             self.post()
-        return len(self.channel.received) >= len(self.inward) and len(self.delivered) >= len(self.outward)
+        return len(self.endpoint.received) >= len(self.inward) and len(self.delivered) >= len(self.outward)
 
 
 class World:
@@ -158,46 +160,46 @@ class World:
 
     def turn(self) -> None:
         try:
-            self.bench.watcher.turn(0)
+            self.bench.engine.turn(0)
             self.whole = True
         except Interrupted:
             self.whole = False
 
     def receive_now(self, pair: Pair) -> None:
-        if pair.live and self.whole and not pair.channel.reading:
+        if pair.live and self.whole and not pair.endpoint.reading:
             try:
-                data = pair.channel.receive_now(self.chance.choice([1, 100, 65536]))
+                data = pair.endpoint.receive_now(self.chance.choice([1, 100, 65536]))
             except OSError:
                 assert pair.gone
                 pair.read_now += 1
                 return
             if data is not None:
                 pair.read_now += 1
-                pair.channel.received += data
+                pair.endpoint.received += data
 
     def replace(self, pair: Pair) -> None:
         if self.chance.random() < 0.1:
-            self.bench.watcher.free(pair.channel)
+            self.bench.engine.free(pair.endpoint)
             self.former.append(pair)
             fresh = Pair(self.bench, f"{len(self.former) + PAIRS}", self.chance)
             self.pairs[self.pairs.index(pair)] = fresh
 
     def arm(self) -> None:
         self.armed += 1
-        self.timers.append(self.bench.watcher.after(self.chance.choice([0.0, 0.001, 50.0]), lambda: None))
+        self.timers.append(self.bench.engine.after(self.chance.choice([0.0, 0.001, 50.0]), lambda: None))
 
     def disarm(self) -> None:
         if self.timers:
-            self.bench.watcher.cancel(self.chance.choice(self.timers))
+            self.bench.engine.cancel(self.chance.choice(self.timers))
 
     def finish(self) -> None:
-        """All that can still arrive arrives; then the watcher is closed."""
+        """All that can still arrive arrives; then the engine is closed."""
         for pair in self.pairs:
             if pair.sound:
-                self.bench.watcher.watch(pair.peer.fileno(), EVENT_IN, pair)
+                self.bench.engine.watch(pair.peer.fileno(), EVENT_IN, pair)
 
         def over() -> bool:
-            self.bench.watcher.guests_ready.clear()
+            self.bench.engine.guests_ready.clear()
             return [pair.over() for pair in self.pairs if pair.sound].count(False) == 0  # Every one is helped along.
 
         while True:
@@ -207,7 +209,7 @@ class World:
             except Interrupted:
                 continue
         self.turn()  # `on_sent` of what arrived just now.
-        self.bench.watcher.close()
+        self.bench.engine.close()
 
 
 @pytest.mark.parametrize("swap_size", [1000, 65536])
@@ -220,19 +222,19 @@ def test_bytes_and_completions_add_up_whatever_happens(seed: int, swap_size: int
         world.finish()
         every = world.pairs + world.former
         for pair in every:
-            received, delivered = pair.channel.received, pair.delivered
+            received, delivered = pair.endpoint.received, pair.delivered
             assert received == pair.inward[: len(received)], pair.name
             assert delivered == pair.outward[: len(delivered)], pair.name
         for pair in world.pairs:
             if not pair.gone:
-                assert (len(pair.channel.received), len(pair.delivered)) == (len(pair.inward), len(pair.outward))
+                assert (len(pair.endpoint.received), len(pair.delivered)) == (len(pair.inward), len(pair.outward))
                 assert not pair.queued
         reads, writes = bench.counts(Op.READ), bench.counts(Op.WRITE)
         assert sum(reads.values()) == sum(pair.posts + pair.read_now for pair in every)
         assert sum(writes.values()) == sum(pair.writes for pair in every)
         assert sum(bench.counts(Op.TIMER).values()) == world.armed
-        assert bench.received_bytes == sum(len(pair.channel.received) for pair in every)
-        assert bench.sent_bytes == sum(pair.channel.sent_bytes for pair in every)
+        assert bench.received_bytes == sum(len(pair.endpoint.received) for pair in every)
+        assert bench.sent_bytes == sum(pair.endpoint.sent_bytes for pair in every)
         told = [what for _, what, _ in bench.journal]
         told_reads = sum(reads.get(outcome, 0) for outcome in (Outcome.OK, Outcome.EOF))
         assert told.count("received") + told.count("end") <= told_reads

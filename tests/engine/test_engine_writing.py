@@ -1,4 +1,4 @@
-"""Submitted writes of a channel: every byte in order, one completion each, `on_sent` once per emptied queue."""
+"""Submitted writes of an endpoint: every byte in order, one completion each, `on_sent` once per emptied queue."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from itertools import islice
 import pytest
 
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import Op, Outcome, _sys
-from shardnet.watcher.channel import WRITES_PER_TURN_MAX
-from tests.watcher_kit import (
+from shardnet.watcher import _sys
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.hooks import WRITES_PER_TURN_MAX
+from tests.engine.kit import (
     Bench,
-    RecordingChannel,
+    RecordingEndpoint,
     drain,
     fill,
     raiser,
@@ -45,11 +46,11 @@ def pattern(size: int, seed: int = 0) -> bytes:
 
 
 def test_small_write_is_with_the_kernel_on_return_and_calls_no_hook(bench: Bench) -> None:
-    channel, peer = bench.tcp()
-    assert channel.submit_write(b"hello ")
-    assert channel.submit_write(bytearray(b"wide "))
-    assert channel.submit_write(memoryview(b"world"))
-    assert (channel.sent_bytes, channel.unsent_bytes) == (16, 0)
+    endpoint, peer = bench.tcp()
+    assert endpoint.submit_write(b"hello ")
+    assert endpoint.submit_write(bytearray(b"wide "))
+    assert endpoint.submit_write(memoryview(b"world"))
+    assert (endpoint.sent_bytes, endpoint.unsent_bytes) == (16, 0)
     assert receive_exactly(peer, 16) == b"hello wide world"
     bench.settle()
     assert bench.journal == []
@@ -58,43 +59,43 @@ def test_small_write_is_with_the_kernel_on_return_and_calls_no_hook(bench: Bench
 
 
 def test_views_of_wider_items_are_sent_by_bytes(bench: Bench) -> None:
-    channel, peer = bench.tcp()
+    endpoint, peer = bench.tcp()
     numbers = array.array("I", range(1000))
     square = memoryview(bytes(range(100))).cast("B", (10, 10))
-    assert channel.submit_write(memoryview(numbers))
-    assert channel.submit_write(square)
+    assert endpoint.submit_write(memoryview(numbers))
+    assert endpoint.submit_write(square)
     assert receive_exactly(peer, 4100) == numbers.tobytes() + bytes(range(100))
-    assert channel.sent_bytes == 4100
+    assert endpoint.sent_bytes == 4100
 
 
 def test_views_of_wider_items_are_queued_by_bytes(bench: Bench) -> None:
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
-    size = fill(channel)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    size = fill(endpoint)
     numbers = array.array("Q", range(5000))
-    assert not channel.submit_write(memoryview(numbers))
-    assert channel.sent_bytes + channel.unsent_bytes == size + 40000
+    assert not endpoint.submit_write(memoryview(numbers))
+    assert endpoint.sent_bytes + endpoint.unsent_bytes == size + 40000
     assert drain(bench, peer, size + 40000)[size:] == numbers.tobytes()
 
 
 @pytest.mark.parametrize("data", ["text", None, 7, memoryview(bytes(10))[::2], [b"x"]])
 def test_what_is_no_buffer_of_bytes_is_refused_and_nothing_is_accepted(bench: Bench, data: object) -> None:
-    channel, _peer = bench.tcp()
+    endpoint, _peer = bench.tcp()
     with pytest.raises(TypeError):
-        channel.submit_write(data)  # type: ignore[arg-type]
-    fill(channel)
+        endpoint.submit_write(data)  # type: ignore[arg-type]
+    fill(endpoint)
     with pytest.raises(TypeError):
-        channel.submit_write(data)  # type: ignore[arg-type]
+        endpoint.submit_write(data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [b"", bytearray(), memoryview(b"")])
 def test_empty_write_is_refused_and_stops_nothing(bench: Bench, data: bytes) -> None:
     """Behind a queue it used to be accepted, and the queue never got empty: no `on_sent`."""
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
     with pytest.raises(ValueError, match="empty"):
-        channel.submit_write(data)
-    size = fill(channel)
+        endpoint.submit_write(data)
+    size = fill(endpoint)
     with pytest.raises(ValueError, match="empty"):
-        channel.submit_write(data)
+        endpoint.submit_write(data)
     drain(bench, peer, size)
     bench.until(lambda: bench.of("a") == ["sent"])
 
@@ -103,24 +104,24 @@ def test_empty_write_is_refused_and_stops_nothing(bench: Bench, data: bytes) -> 
 
 
 def test_large_write_goes_out_whole_and_is_told_once(bench: Bench) -> None:
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
     data = pattern(1_000_000)
-    assert not channel.submit_write(data)
-    assert channel.sent_bytes + channel.unsent_bytes == len(data)
+    assert not endpoint.submit_write(data)
+    assert endpoint.sent_bytes + endpoint.unsent_bytes == len(data)
     assert drain(bench, peer, len(data)) == data
     bench.until(lambda: bench.of("a"))
     bench.settle()
     assert bench.of("a") == ["sent"]
-    assert (channel.sent_bytes, channel.unsent_bytes) == (len(data), 0)
+    assert (endpoint.sent_bytes, endpoint.unsent_bytes) == (len(data), 0)
     assert bench.counts(Op.WRITE) == {Outcome.OK: 1}
     assert bench.sent_bytes == len(data)
 
 
 def test_writes_of_all_sizes_keep_their_order_and_complete_once_each(bench: Bench) -> None:
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
     pieces = [pattern(1 + number * number * 37 % 3001, number) for number in range(500)]
     for piece in pieces:
-        channel.submit_write(piece)
+        endpoint.submit_write(piece)
     expected = b"".join(pieces)
     assert drain(bench, peer, len(expected)) == expected
     bench.until(lambda: bench.of("a"))
@@ -129,12 +130,12 @@ def test_writes_of_all_sizes_keep_their_order_and_complete_once_each(bench: Benc
 
 
 def test_many_small_buffers_go_out_together_and_in_order(bench: Bench) -> None:
-    channel, peer = bench.unix()
-    size = fill(channel)
+    endpoint, peer = bench.unix()
+    size = fill(endpoint)
     submitted = bench.count(Op.WRITE, Outcome.OK) + 1
     small = [b"%05d," % number for number in range(5000)]
     for piece in small:
-        assert not channel.submit_write(piece)
+        assert not endpoint.submit_write(piece)
     expected = b"".join(small)
     assert drain(bench, peer, size + len(expected))[size:] == expected
     bench.until(lambda: bench.of("a"))
@@ -143,11 +144,11 @@ def test_many_small_buffers_go_out_together_and_in_order(bench: Bench) -> None:
 
 
 def test_mutable_buffer_may_change_and_grow_once_it_is_submitted(bench: Bench) -> None:
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
-    size = fill(channel)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    size = fill(endpoint)
     plain, viewed = bytearray(b"as it was"), bytearray(b" at the call")
-    channel.submit_write(plain)
-    channel.submit_write(memoryview(viewed))
+    endpoint.submit_write(plain)
+    endpoint.submit_write(memoryview(viewed))
     for buffer in (plain, viewed):
         buffer[:2] = b"??"
         buffer.extend(b"?" * 1000)
@@ -155,19 +156,19 @@ def test_mutable_buffer_may_change_and_grow_once_it_is_submitted(bench: Bench) -
 
 
 def test_mutable_buffer_may_change_when_only_its_front_was_taken(bench: Bench) -> None:
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
     data = bytearray(pattern(200_000))
     expected = bytes(data)
-    assert not channel.submit_write(data)
-    assert channel.sent_bytes > 0
+    assert not endpoint.submit_write(data)
+    assert endpoint.sent_bytes > 0
     data[:] = bytes(200_000)
     data.clear()
     assert drain(bench, peer, 200_000) == expected
 
 
 def test_one_byte_at_a_time_arrives_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    channel, peer = bench.unix()
-    size = fill(channel)
+    endpoint, peer = bench.unix()
+    size = fill(endpoint)
 
     def send_one(fd: int, data: bytes) -> int:
         return os.write(fd, memoryview(data)[:1])
@@ -177,14 +178,14 @@ def test_one_byte_at_a_time_arrives_in_order(bench: Bench, monkeypatch: pytest.M
 
     pieces = [pattern(1 + number % 5, number) for number in range(100)]
     for piece in pieces:
-        channel.submit_write(piece)
-    receive_exactly(peer, channel.sent_bytes)
-    bench.until(lambda: channel.unsent_bytes < 4096)
+        endpoint.submit_write(piece)
+    receive_exactly(peer, endpoint.sent_bytes)
+    bench.until(lambda: endpoint.unsent_bytes < 4096)
     monkeypatch.setattr(_sys, "send", send_one)
     monkeypatch.setattr(_sys, "send_many", send_one_of_many)
     expected = b"".join(pieces)
-    assert drain(bench, peer, channel.unsent_bytes + unread(peer))[-len(expected) :] == expected
-    assert channel.sent_bytes == size + len(expected)
+    assert drain(bench, peer, endpoint.unsent_bytes + unread(peer))[-len(expected) :] == expected
+    assert endpoint.sent_bytes == size + len(expected)
     assert bench.of("a") == ["sent"]
 
 
@@ -193,10 +194,10 @@ def unread(peer: socket.socket) -> int:
 
 
 def test_write_behind_a_queue_waits_although_the_kernel_has_room(bench: Bench) -> None:
-    channel, peer = bench.unix()
-    size = fill(channel, pattern(4096))
-    receive_exactly(peer, 65536)  # There is room now, and the watcher has not heard of it.
-    assert not channel.submit_write(b"behind")
+    endpoint, peer = bench.unix()
+    size = fill(endpoint, pattern(4096))
+    receive_exactly(peer, 65536)  # There is room now, and the engine has not heard of it.
+    assert not endpoint.submit_write(b"behind")
     data = drain(bench, peer, size - 65536 + 6)
     assert data.endswith(b"behind")
 
@@ -205,15 +206,15 @@ def test_write_behind_a_queue_waits_although_the_kernel_has_room(bench: Bench) -
 
 
 def test_sent_comes_once_for_every_emptied_queue(bench: Bench) -> None:
-    channel, peer = bench.unix()
+    endpoint, peer = bench.unix()
     for round_ in range(1, 4):
-        before = channel.sent_bytes
-        size = fill(channel)
-        assert channel.submit_write(b"x") is False
+        before = endpoint.sent_bytes
+        size = fill(endpoint)
+        assert endpoint.submit_write(b"x") is False
         drain(bench, peer, size + 1)
         bench.until(lambda round_=round_: len(bench.of("a")) == round_)  # type: ignore[misc]
-        assert channel.sent_bytes == before + size + 1
-    assert channel.submit_write(b"at once")
+        assert endpoint.sent_bytes == before + size + 1
+    assert endpoint.submit_write(b"at once")
     bench.settle()
     assert bench.of("a") == ["sent"] * 3
 
@@ -222,11 +223,11 @@ def test_progress_is_told_when_some_went_and_some_wait_and_never_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It used to be told as well when the kernel took nothing."""
-    channel, peer = bench.unix()
-    fill(channel)
+    endpoint, peer = bench.unix()
+    fill(endpoint)
     with monkeypatch.context() as patch:
         patch.setattr(_sys, "send", lambda _fd, _data: 0)
-        receive_exactly(peer, channel.sent_bytes)
+        receive_exactly(peer, endpoint.sent_bytes)
         bench.settle()
         assert bench.journal == []
     slow, slow_peer = bench.unix("slow")
@@ -235,7 +236,7 @@ def test_progress_is_told_when_some_went_and_some_wait_and_never_else(
     receive_exactly(slow_peer, slow.sent_bytes)
     bench.settle()
     unsent = slow.unsent_bytes
-    assert bench.journal == [("slow", "progress", unsent)]
+    assert [entry for entry in bench.journal if entry[0] == "slow"] == [("slow", "progress", unsent)]
     assert 0 < unsent < size + 4_000_000
     drain(bench, slow_peer, size + 4_000_000 - slow.sent_bytes + unread(slow_peer))
     bench.until(lambda: bench.of("slow") == ["sent"])
@@ -246,8 +247,8 @@ def test_progress_is_told_when_some_went_and_some_wait_and_never_else(
 
 
 def test_hook_may_submit_more_and_is_told_again(bench: Bench) -> None:
-    channel, peer = bench.unix()
-    size = fill(channel)
+    endpoint, peer = bench.unix()
+    size = fill(endpoint)
     left = [b"second " * 100_000, b"third " * 100_000]
     queues = 1
 
@@ -255,12 +256,12 @@ def test_hook_may_submit_more_and_is_told_again(bench: Bench) -> None:
         nonlocal queues
         # A peer that reads fast enough takes it all at once: then nothing is queued, and nothing told.
         while left:
-            if not channel.submit_write(left.pop(0)):
+            if not endpoint.submit_write(left.pop(0)):
                 queues += 1
                 return
 
     expected = size + 700_000 + 600_000
-    channel.then["sent"] = more
+    endpoint.then["sent"] = more
     assert drain(bench, peer, expected)[size:] == b"second " * 100_000 + b"third " * 100_000
     bench.until(lambda: len(bench.of("a")) == queues)
     bench.settle()
@@ -268,27 +269,27 @@ def test_hook_may_submit_more_and_is_told_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("what", ["sent", "progress", "failed"])
-def test_hook_of_a_write_may_free_its_channel(bench: Bench, what: str) -> None:
-    channel, peer = bench.unix()
-    size = fill(channel)
+def test_hook_of_a_write_may_free_its_endpoint(bench: Bench, what: str) -> None:
+    endpoint, peer = bench.unix()
+    size = fill(endpoint)
     if what != "sent":
-        channel.submit_write(bytes(1_000_000))
-    channel.then[what] = lambda: bench.watcher.free(channel)
+        endpoint.submit_write(bytes(1_000_000))
+    endpoint.then[what] = lambda: bench.engine.free(endpoint)
     if what == "failed":
         peer.close()
     else:
         receive_exactly(peer, size - 4096)
-    bench.until(lambda: channel.fd < 0)
+    bench.until(lambda: endpoint.fd < 0)
     bench.settle()
-    assert channel.unsent_bytes == 0
+    assert endpoint.unsent_bytes == 0
     with pytest.raises(ConnectionFreed):
-        channel.submit_write(b"late")
+        endpoint.submit_write(b"late")
 
 
 # The turn's share.
 
 
-def test_flush_has_a_bound_and_another_channel_its_share_of_the_turn(
+def test_flush_has_a_bound_and_another_endpoint_its_share_of_the_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (greedy, greedy_peer), (modest, modest_peer) = bench.unix("greedy"), bench.unix("modest")
@@ -306,23 +307,23 @@ def test_flush_has_a_bound_and_another_channel_its_share_of_the_turn(
         return os.writev(fd, list(islice(buffers, _sys.BUFFERS_PER_WRITE_MAX)))
 
     monkeypatch.setattr(_sys, "send_many", sending_many)
-    bench.watcher.turn(0)
+    bench.engine.turn(0)
     assert calls.count(greedy.fd) == WRITES_PER_TURN_MAX
     assert greedy.unsent_bytes > 0
     assert bench.of("modest") == ["sent"]
-    bench.watcher.turn(None)  # No edge comes: the rest stands in the agenda.
+    bench.engine.turn(None)  # No edge comes: the rest stands in the agenda.
     assert calls.count(greedy.fd) == 2 * WRITES_PER_TURN_MAX
     bench.until(lambda: bench.of("greedy") == ["sent"])
     assert greedy.sent_bytes == sizes[0] + small
 
 
 def test_hook_that_raises_leaves_the_other_flushes_for_the_next_turn(bench: Bench) -> None:
-    channels = [bench.unix(name) for name in "abc"]
-    for channel, _ in channels:
-        fill(channel)
-        channel.then["sent"] = raiser(KeyboardInterrupt())
-    for channel, peer in channels:
-        receive_exactly(peer, channel.sent_bytes)
+    endpoints = [bench.unix(name) for name in "abc"]
+    for endpoint, _ in endpoints:
+        fill(endpoint)
+        endpoint.then["sent"] = raiser(KeyboardInterrupt())
+    for endpoint, peer in endpoints:
+        receive_exactly(peer, endpoint.sent_bytes)
     for count in (1, 2, 3):
         with pytest.raises(KeyboardInterrupt):
             bench.settle()
@@ -335,47 +336,47 @@ def test_hook_that_raises_leaves_the_other_flushes_for_the_next_turn(bench: Benc
 
 
 def test_write_to_a_peer_that_is_gone_raises_at_once_and_is_counted(bench: Bench) -> None:
-    channel, peer = bench.tcp()
+    endpoint, peer = bench.tcp()
     reset(peer)
-    wait_for(channel.fd, select.POLLERR)
+    wait_for(endpoint.fd, select.POLLERR)
     with pytest.raises(ConnectionResetError):
-        channel.submit_write(b"x")
+        endpoint.submit_write(b"x")
     with pytest.raises(BrokenPipeError):
-        channel.submit_write(b"x")
+        endpoint.submit_write(b"x")
     bench.settle()
     assert bench.journal == []
     assert bench.counts(Op.WRITE) == {Outcome.RESET: 2}
 
 
-def queue_of(bench: Bench, count: int) -> tuple[RecordingChannel, socket.socket, int]:
-    """A channel with `count` writes queued, its peer, and how many writes were submitted in all."""
-    channel, peer = bench.unix()
-    fill(channel)
+def queue_of(bench: Bench, count: int) -> tuple[RecordingEndpoint, socket.socket, int]:
+    """An endpoint with `count` writes queued, its peer, and how many writes were submitted in all."""
+    endpoint, peer = bench.unix()
+    fill(endpoint)
     for _ in range(count - 1):
-        channel.submit_write(b"queued")
-    return channel, peer, bench.count(Op.WRITE, Outcome.OK) + count
+        endpoint.submit_write(b"queued")
+    return endpoint, peer, bench.count(Op.WRITE, Outcome.OK) + count
 
 
 def test_error_mid_queue_ends_every_queued_write_exactly_once(bench: Bench) -> None:
-    """The write that failed used to be counted again, as cancelled, when the channel was freed."""
-    channel, peer, submitted = queue_of(bench, 10)
+    """The write that failed used to be counted again, as cancelled, when the endpoint was freed."""
+    endpoint, peer, submitted = queue_of(bench, 10)
     peer.close()
     bench.until(lambda: bench.of("a") == ["failed"])
     bench.settle()
     assert bench.of("a") == ["failed"]
-    assert channel.unsent_bytes == 0
+    assert endpoint.unsent_bytes == 0
     assert bench.count(Op.WRITE, Outcome.RESET) == 1
     assert bench.count(Op.WRITE, Outcome.CANCELLED) == 9
-    bench.watcher.free(channel)
+    bench.engine.free(endpoint)
     assert sum(bench.counts(Op.WRITE).values()) == submitted
 
 
 def test_nothing_is_sent_behind_a_hole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an error in the middle of the stream that passes, the rest of the queue used to follow as if whole."""
-    channel, peer = bench.unix()
-    fill(channel)
+    endpoint, peer = bench.unix()
+    fill(endpoint)
     for number in range(1000):
-        channel.submit_write(b"%4d" % number)
+        endpoint.submit_write(b"%4d" % number)
     first = True
 
     def fail_second(fd: int, buffers: Iterable[bytes | memoryview]) -> int:
@@ -387,40 +388,40 @@ def test_nothing_is_sent_behind_a_hole(bench: Bench, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr(_sys, "send_many", fail_second)
-        taken = receive_exactly(peer, channel.sent_bytes)
+        taken = receive_exactly(peer, endpoint.sent_bytes)
         bench.until(lambda: "failed" in bench.of("a"))
     bench.settle()
     assert bench.of("a") == ["failed"]
     assert bench.journal[-1] == ("a", "failed", errno.ENOBUFS)
     assert bench.count(Op.WRITE, Outcome.ERROR) == 1
-    sent_bytes = channel.sent_bytes
-    bench.watcher.free(channel)
+    sent_bytes = endpoint.sent_bytes
+    bench.engine.free(endpoint)
     assert len(taken) + len(receive_all(peer)) == sent_bytes == bench.sent_bytes
 
 
 def test_reading_goes_on_after_a_write_failed(bench: Bench) -> None:
     """The directions are independent: what the peer had sent before is there to be read."""
-    channel, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
-    fill(channel)
+    endpoint, peer = bench.tcp(buffer_bytes=NARROW_BYTES)
+    fill(endpoint)
     peer.sendall(b"last words")
-    wait_for(channel.fd, select.POLLIN)
+    wait_for(endpoint.fd, select.POLLIN)
     reset(peer)
-    wait_for(channel.fd, select.POLLERR)
+    wait_for(endpoint.fd, select.POLLERR)
     bench.until(lambda: bench.of("a") == ["failed"])
-    channel.read_on()
+    endpoint.read_on()
     bench.until(lambda: len(bench.of("a")) > 1)
-    assert channel.received == b"last words"
+    assert endpoint.received == b"last words"
 
 
 def test_free_cancels_what_is_queued_without_a_hook(bench: Bench) -> None:
-    channel, peer, submitted = queue_of(bench, 7)
-    channel.post_read()
-    bench.watcher.free(channel)
-    bench.watcher.free(channel)
+    endpoint, peer, submitted = queue_of(bench, 7)
+    endpoint.post_read()
+    bench.engine.free(endpoint)
+    bench.engine.free(endpoint)
     receive_all(peer)
     bench.settle()
     assert bench.journal == []
     assert bench.count(Op.WRITE, Outcome.CANCELLED) == 7
     assert sum(bench.counts(Op.WRITE).values()) == submitted
     assert bench.counts(Op.READ) == {Outcome.CANCELLED: 1}
-    assert channel.unsent_bytes == 0
+    assert endpoint.unsent_bytes == 0

@@ -1,4 +1,4 @@
-"""The queue of timers alone, then timers of a watcher."""
+"""The queue of timers alone, then timers of an engine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shardnet.watcher import Op, Outcome, Timer
-from shardnet.watcher.timers import COMPACT_MIN, TimerQueue
-from tests.watcher_kit import Bench, raiser
+from shardnet.watcher.counters import Op, Outcome
+from shardnet.watcher.timers import COMPACT_MIN, Timer, TimerQueue
+from tests.engine.kit import Bench, raiser
 
 MANY = 100_000
 
@@ -156,12 +156,12 @@ def test_cancelling_most_keeps_the_order_of_the_rest(survivor_of: int) -> None:
     assert fired == sorted(left, key=lambda number: number * 7919 % 1009)
 
 
-# Timers of a watcher.
+# Timers of an engine.
 
 
 def test_timer_fires_once_and_is_counted(bench: Bench) -> None:
     fired: list[str] = []
-    bench.watcher.after(0.001, lambda: fired.append("a"))
+    bench.engine.after(0.001, lambda: fired.append("a"))
     bench.until(lambda: fired)
     bench.settle()
     assert fired == ["a"]
@@ -170,34 +170,34 @@ def test_timer_fires_once_and_is_counted(bench: Bench) -> None:
 
 def test_timer_ends_a_turn_that_waits_for_ever(bench: Bench) -> None:
     fired: list[str] = []
-    bench.watcher.after(0.001, lambda: fired.append("a"))
+    bench.engine.after(0.001, lambda: fired.append("a"))
     while not fired:
-        bench.watcher.turn(None)
+        bench.engine.turn(None)
 
 
 def test_timer_that_is_cancelled_never_fires_and_is_counted_once(bench: Bench) -> None:
     fired: list[str] = []
-    timer = bench.watcher.after(0.0, lambda: fired.append("cancelled"))
-    bench.watcher.cancel(timer)
-    bench.watcher.cancel(timer)
-    late = bench.watcher.after(0.0, lambda: fired.append("late"))
+    timer = bench.engine.after(0.0, lambda: fired.append("cancelled"))
+    bench.engine.cancel(timer)
+    bench.engine.cancel(timer)
+    late = bench.engine.after(0.0, lambda: fired.append("late"))
     bench.until(lambda: fired)
-    bench.watcher.cancel(late)
+    bench.engine.cancel(late)
     assert fired == ["late"]
     assert bench.counts(Op.TIMER) == {Outcome.OK: 1, Outcome.CANCELLED: 1}
 
 
 def test_timer_callback_may_cancel_the_next_and_arm_another(bench: Bench) -> None:
     fired: list[str] = []
-    watcher = bench.watcher
+    engine = bench.engine
 
     def first() -> None:
         fired.append("first")
-        watcher.cancel(second)
-        watcher.after(0.0, lambda: fired.append("third"))
+        engine.cancel(second)
+        engine.after(0.0, lambda: fired.append("third"))
 
-    watcher.after(0.0, first)
-    second = watcher.after(0.0, lambda: fired.append("second"))
+    engine.after(0.0, first)
+    second = engine.after(0.0, lambda: fired.append("second"))
     bench.until(lambda: len(fired) == 2)
     bench.settle()
     assert fired == ["first", "third"]
@@ -207,38 +207,38 @@ def test_timer_callback_may_cancel_the_next_and_arm_another(bench: Bench) -> Non
 @pytest.mark.parametrize("delay_s", [0.0, -1.0, float("-inf"), float("nan")])
 def test_timer_that_arms_itself_for_now_or_earlier_lets_others_have_their_turn(bench: Bench, delay_s: float) -> None:
     """A negative delay used to count from the past: such a timer, arming itself again, never left its turn."""
-    channel, peer = bench.unix()
-    channel.post_read()
+    endpoint, peer = bench.unix()
+    endpoint.post_read()
     peer.send(b"x")
     fired: list[str] = []
 
     def again() -> None:
         assert len(fired) < 100_000
         fired.append("again")
-        bench.watcher.after(delay_s, again)
+        bench.engine.after(delay_s, again)
 
-    bench.watcher.after(delay_s, again)
-    bench.watcher.after(0.0, lambda: fired.append("other"))
-    bench.until(lambda: channel.received and "other" in fired)
+    bench.engine.after(delay_s, again)
+    bench.engine.after(0.0, lambda: fired.append("other"))
+    bench.until(lambda: endpoint.received and "other" in fired)
 
 
 @pytest.mark.parametrize("delay_s", [30 * 86400.0, 1e12, float("inf")])
 def test_timer_far_away_does_not_end_the_turn_with_an_error(bench: Bench, delay_s: float) -> None:
     """epoll takes at most 2^31 ms, 24.8 days: a longer wait used to leave the turn as OverflowError."""
-    timer = bench.watcher.after(delay_s, raiser(AssertionError("too early")))
-    bench.watcher.wake()
-    bench.watcher.turn(None)
-    bench.watcher.wake()
-    bench.watcher.turn(delay_s)
-    bench.watcher.cancel(timer)
-    bench.watcher.wake()
-    bench.watcher.turn(delay_s)
+    timer = bench.engine.after(delay_s, raiser(AssertionError("too early")))
+    bench.engine.wake()
+    bench.engine.turn(None)
+    bench.engine.wake()
+    bench.engine.turn(delay_s)
+    bench.engine.cancel(timer)
+    bench.engine.wake()
+    bench.engine.turn(delay_s)
 
 
 def test_timer_that_raises_leaves_the_others_for_the_next_turn(bench: Bench) -> None:
     fired: list[str] = []
-    bench.watcher.after(0.0, raiser(KeyboardInterrupt()))
-    bench.watcher.after(0.0, lambda: fired.append("b"))
+    bench.engine.after(0.0, raiser(KeyboardInterrupt()))
+    bench.engine.after(0.0, lambda: fired.append("b"))
     with pytest.raises(KeyboardInterrupt):
         bench.until(lambda: fired)
     bench.until(lambda: fired)
@@ -252,15 +252,15 @@ def test_timers_in_order_with_the_clock_of_the_caller(bench: Bench) -> None:
         return lambda: fired.append(number)
 
     for number, delay_s in enumerate((0.004, 0.001, 0.003, 0.002)):
-        bench.watcher.after(delay_s, note(number))
+        bench.engine.after(delay_s, note(number))
     bench.until(lambda: len(fired) == 4)
     assert fired == [1, 3, 2, 0]
 
 
-def test_watcher_arms_and_cancels_a_hundred_thousand(bench: Bench) -> None:
-    watcher = bench.watcher
-    timers = [watcher.after(3600.0, raiser(AssertionError("cancelled"))) for _ in range(MANY)]
+def test_engine_arms_and_cancels_a_hundred_thousand(bench: Bench) -> None:
+    engine = bench.engine
+    timers = [engine.after(3600.0, raiser(AssertionError("cancelled"))) for _ in range(MANY)]
     for timer in timers:
-        watcher.cancel(timer)
+        engine.cancel(timer)
     bench.settle()
     assert bench.counts(Op.TIMER) == {Outcome.CANCELLED: MANY}

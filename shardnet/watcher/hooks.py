@@ -1,96 +1,53 @@
-"""Channels: connected stream sockets, their posted reads and their queued writes.
+"""Hook endpoints: posted reads and queued writes, answered by calls of hooks.
 
-A channel remembers what its watcher learned (`readable`) and what its owner asked (a posted read, queued writes). What
-is to be done about it in the next turn stands in the agenda that all channels of one watcher share.
+An endpoint remembers what its engine learned (`readable`) and what its owner asked (a posted read, queued writes). What
+is to be done about it in the next turn stands in the agenda that all endpoints of one engine share.
 """
 
 from __future__ import annotations
 
-import errno
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 from shardnet.errors import ConnectionFreed
 from shardnet.watcher import _sys
-from shardnet.watcher.counters import (
-    READ_CANCELLED,
-    READ_EOF,
-    READ_OK,
-    TRAFFIC_ALONE,
-    TRAFFIC_SENT,
-    WRITE_CANCELLED,
-    WRITE_OK,
-    Op,
-    Outcome,
-    completions_cell,
-)
+from shardnet.watcher.counters import READ_CANCELLED, READ_EOF, READ_OK, TRAFFIC_ALONE, WRITE_CANCELLED, WRITE_OK, Op
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Agenda, Endpoint
 
-CHUNK_MAX_BYTES: Final = 65536  # One receive: enough for throughput, little enough to be fair.
 # Receives by running code (512 KiB); past that it waits for its turn. More gain little throughput, and all that they
 # bring, a hundred thousand tiny records perhaps, is handled before anybody else gets the turn.
 RECEIVES_PER_TURN_MAX: Final = 8
 WRITES_PER_TURN_MAX: Final = 16  # Writes from one queue, before others get the turn.
 
-# A peer that is gone, as opposed to a kernel that is in trouble.
-RESET_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
 
+class HookEndpoint(Endpoint):
+    """An endpoint with hooks, and the base of what the layer above makes of it.
 
-class Agenda:
-    """What the channels of one watcher have for its next turn, and the cells they count in."""
-
-    __slots__ = ("cells", "failing", "flushable", "ready", "receives_left")
-
-    def __init__(self, cells: memoryview) -> None:
-        self.cells = cells
-        self.ready: deque[Channel] = deque()  # Whose posted read may succeed.
-        self.flushable: deque[Channel] = deque()  # Whose queued writes may go on.
-        self.failing: deque[Channel] = deque()  # In error, with no operation under way that would meet it.
-        self.receives_left = RECEIVES_PER_TURN_MAX
-
-    def count_failure(self, op: Op, error: OSError) -> None:
-        outcome = Outcome.RESET if error.errno in RESET_ERRNOS else Outcome.ERROR
-        self.cells[completions_cell(op, outcome)] += 1
-
-
-class Channel:
-    """One connected stream socket in the hands of a watcher, and the base of what the layer above makes of it.
-
-    The owner posts reads and submits writes; the watcher answers by the `on_` hooks, from inside `Watcher.turn` and
+    The owner posts reads and submits writes; the engine answers by the `on_` hooks, from inside `Engine.turn` and
     never from inside the call that asked. A hook may raise; the exception leaves `turn`.
     """
 
     __slots__ = (
-        "_agenda",
         "_drained_when_short",
         "_error_noted",
-        "_flush_due",
         "_queue",
         "_reap_due",
         "_unix",
         "_wanted",
-        "fd",
         "readable",
-        "received_bytes",
-        "sent_bytes",
-        "traffic",
         "unsent_bytes",
     )
 
     def __init__(self, agenda: Agenda, fd: int, *, traffic: int = TRAFFIC_ALONE, unix: bool = False) -> None:
-        """Take over `fd`, a connected, non-blocking stream socket: from now on its watcher closes it."""
-        self.fd = fd  # -1 once freed.
-        self.traffic = traffic
+        """Take over `fd`, a connected, non-blocking stream socket: from now on its engine closes it."""
+        super().__init__(agenda, fd, traffic)
         self.readable = False  # Bytes, the end or an error may wait in the kernel.
-        self.received_bytes = 0  # Handed to the owner since the start.
-        self.sent_bytes = 0  # Handed to the kernel since the start.
         self.unsent_bytes = 0  # Submitted, but still here.
-        self._agenda = agenda
         self._unix = unix
         self._wanted = 0  # Bytes that the posted read wants; 0 when none is posted.
         self._drained_when_short = not unix
         self._queue: deque[bytes | memoryview] | None = None
         self._reap_due = False  # Stands in the agenda already.
-        self._flush_due = False
         self._error_noted = False  # By the poll, while an operation was under way that should meet it.
 
     # What the layer above overrides.
@@ -102,7 +59,7 @@ class Channel:
         """The posted read met the end of the stream. Writing still works."""
 
     def on_failed(self, error: OSError) -> None:
-        """A read or a queued write met an error: the connection is dead. The channel is still to be freed.
+        """A read or a queued write met an error: the connection is dead. The endpoint is still to be freed.
 
         With a write, the queue is gone.
         """
@@ -126,7 +83,7 @@ class Channel:
     def post_read(self, size: int = CHUNK_MAX_BYTES) -> None:
         """Ask for one read of at most `size` bytes, at least 1; a later call replaces the size.
 
-        Raises `ConnectionFreed` when the channel was freed.
+        Raises `ConnectionFreed` when the endpoint was freed.
         """
         if size < 1:
             raise ValueError(f"post_read: the size is {size}: it takes at least 1 byte")
@@ -175,10 +132,9 @@ class Channel:
             agenda.cells[READ_EOF] += 1
             return data
         if received < size and self._drained_when_short:
-            self.readable = False
+            self._drained()
         agenda.cells[READ_OK] += 1
-        agenda.cells[self.traffic] += received
-        self.received_bytes += received
+        self._count_received(received)
         return data
 
     def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
@@ -203,40 +159,18 @@ class Channel:
             except OSError as error:
                 agenda.count_failure(Op.WRITE, error)
                 raise
-            self.sent_bytes += sent
-            agenda.cells[self.traffic + TRAFFIC_SENT] += sent
+            self._count_sent(sent)
             if sent == size:
                 agenda.cells[WRITE_OK] += 1
                 return True
             self._queue = deque()
+            self._rearm(_sys.EVENT_OUT)
         rest = data if isinstance(data, bytes) else bytes(data)
         self._queue.append(memoryview(rest)[sent:] if sent else rest)
         self.unsent_bytes += size - sent
         return False
 
-    # The socket itself. None of these is for a channel that was freed.
-
-    def end_output(self) -> None:
-        """Say that nothing more will be sent. Raises `OSError` when the peer is gone."""
-        _sys.end_of_output(self.fd)
-
-    def reset_on_close(self) -> None:
-        """Make the close, which must follow, a reset: what is unsent is thrown away. Raises `OSError`."""
-        _sys.reset_on_close(self.fd)
-
-    def unread_in_kernel(self) -> int:
-        """How many bytes wait to be received. Raises `OSError`."""
-        return _sys.unread_bytes(self.fd)
-
-    def pending_error(self) -> int:
-        """The errno that the next operation would meet, or 0. Asking takes it."""
-        return _sys.pending_error(self.fd)
-
-    def local_address(self) -> Any:
-        """The address of this end, as `socket.getsockname` gives it. Raises `OSError`."""
-        return _sys.local_address(self.fd)
-
-    # What the watcher calls.
+    # What the engine calls.
 
     def note_end(self) -> None:
         """The read met the end of the stream, and with it not the error that may stand behind it."""
@@ -245,7 +179,6 @@ class Channel:
             self._agenda.failing.append(self)
 
     def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
-        """Remember what a poll told, and put on the agenda what can be done about it."""
         if inward:
             self.readable = True
             if odd:
@@ -254,7 +187,7 @@ class Channel:
                 self._reap_due = True
                 self._agenda.ready.append(self)
         if outward and self._queue is not None:
-            self._ask_flush()
+            self._ask_proceed()
         if error:
             if self._wanted or self._queue is not None:
                 self._error_noted = True
@@ -278,12 +211,12 @@ class Channel:
             return -1
         self._wanted = 0
         if 0 < size < wanted and self._drained_when_short:
-            self.readable = False
+            self._drained()
         return size
 
-    def flush(self) -> None:
+    def proceed(self) -> None:
         """Send from the queue: until it is empty, the kernel is full, or the turn's share is used up."""
-        self._flush_due = False
+        self._proceed_due = False
         queue = self._queue
         if queue is None:
             return
@@ -299,6 +232,7 @@ class Channel:
                 self.on_failed(error)
                 return
             if sent == 0:
+                self._rearm(_sys.EVENT_OUT)
                 break
             self._drop_sent(queue, sent)
             if not queue:
@@ -306,12 +240,11 @@ class Channel:
                 self.on_sent()
                 return
         else:
-            self._ask_flush()
+            self._ask_proceed()
         if self.sent_bytes != sent_before:
             self.on_progress()
 
     def abandon(self) -> int:
-        """Drop all that was asked and give up the descriptor, which is returned for closing."""
         fd = self.fd
         self.withdraw_read()
         self._drop_queue()
@@ -321,11 +254,6 @@ class Channel:
 
     # Inside.
 
-    def _ask_flush(self) -> None:
-        if not self._flush_due:
-            self._flush_due = True
-            self._agenda.flushable.append(self)
-
     def _drop_queue(self) -> None:
         if self._queue is not None:
             self._agenda.cells[WRITE_CANCELLED] += len(self._queue)
@@ -333,14 +261,17 @@ class Channel:
             self.unsent_bytes = 0
 
     def _found_empty(self) -> None:
-        self.readable = False
         self._drained_when_short = not self._unix
+        self._drained()
+
+    def _drained(self) -> None:
+        self.readable = False
+        self._rearm(_sys.EVENT_IN)
 
     def _drop_sent(self, queue: deque[bytes | memoryview], sent: int) -> None:
-        agenda = self._agenda
-        self.sent_bytes += sent
+        cells = self._agenda.cells
+        self._count_sent(sent)
         self.unsent_bytes -= sent
-        agenda.cells[self.traffic + TRAFFIC_SENT] += sent
         while sent:
             head = queue[0]
             if sent < len(head):
@@ -348,4 +279,4 @@ class Channel:
                 return
             sent -= len(head)
             queue.popleft()
-            agenda.cells[WRITE_OK] += 1
+            cells[WRITE_OK] += 1

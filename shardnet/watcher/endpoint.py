@@ -1,0 +1,121 @@
+"""Endpoints: our ends of connections, as an engine knows them.
+
+Lives here: the descriptor, what went through it, and what its socket can be asked. Must not live here: what is done
+with it. There are two kinds: `hooks`, for a layer above that is called back, and `queued`, for operations that wait in
+queues and come back as completions.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from shardnet.watcher import _sys
+from shardnet.watcher.counters import TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome, completions_cell
+
+if TYPE_CHECKING:
+    from shardnet.watcher.hooks import HookEndpoint
+
+CHUNK_MAX_BYTES: Final = 65536  # One receive: enough for throughput, little enough to be fair.
+
+# A peer that is gone, as opposed to a kernel that is in trouble.
+RESET_ERRNOS: Final = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+
+
+class Agenda:
+    """What the endpoints of one engine have for its next turn, and the cells they count in.
+
+    `rearm(fd, events)` is to be called by whoever found that there is nothing to do for those events: a poller that
+    knows no edges then tells of the next. None where the poller knows edges.
+    """
+
+    __slots__ = ("cells", "failing", "pending", "ready", "rearm", "receives_left")
+
+    def __init__(self, cells: memoryview, rearm: Callable[[int, int], object] | None = None) -> None:
+        self.cells = cells
+        self.rearm = rearm
+        self.ready: deque[HookEndpoint] = deque()  # Whose posted read may succeed.
+        self.pending: deque[Endpoint] = deque()  # Whose queues may go on.
+        self.failing: deque[HookEndpoint] = deque()  # In error, with no operation under way that would meet it.
+        self.receives_left = 0  # By running code, in this turn.
+
+    def count_failure(self, op: Op, error: OSError) -> None:
+        self.cells[completions_cell(op, outcome_of(error))] += 1
+
+
+def outcome_of(error: OSError) -> Outcome:
+    """What a failure of the kernel's counts as."""
+    return Outcome.RESET if error.errno in RESET_ERRNOS else Outcome.ERROR
+
+
+class Endpoint:
+    """One stream socket in the hands of an engine. What it does with the news is its kind's to say."""
+
+    __slots__ = ("_agenda", "_proceed_due", "fd", "received_bytes", "sent_bytes", "traffic")
+
+    def __init__(self, agenda: Agenda, fd: int, traffic: int = TRAFFIC_ALONE) -> None:
+        """Take over `fd`, a non-blocking stream socket: from now on its engine closes it."""
+        self.fd = fd  # -1 once freed.
+        self.traffic = traffic
+        self.received_bytes = 0  # Handed to the owner since the start.
+        self.sent_bytes = 0  # Handed to the kernel since the start.
+        self._agenda = agenda
+        self._proceed_due = False  # Stands in the agenda already.
+
+    # What a kind of endpoint says, and the engine calls.
+
+    def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
+        """Remember what a poll told, and put on the agenda what can be done about it. Runs nobody's code."""
+        raise NotImplementedError
+
+    def proceed(self) -> None:
+        """Go on with what is queued: until nothing is, the kernel has no more, or the turn's share is used up."""
+        raise NotImplementedError
+
+    def abandon(self) -> int:
+        """Drop all that was asked and give up the descriptor, which is returned for closing."""
+        raise NotImplementedError
+
+    # The socket itself. None of these is for an endpoint that was freed.
+
+    def end_output(self) -> None:
+        """Say that nothing more will be sent. Raises `OSError` when the peer is gone."""
+        _sys.end_of_output(self.fd)
+
+    def reset_on_close(self) -> None:
+        """Make the close, which must follow, a reset: what is unsent is thrown away. Raises `OSError`."""
+        _sys.reset_on_close(self.fd)
+
+    def unread_in_kernel(self) -> int:
+        """How many bytes wait to be received. Raises `OSError`."""
+        return _sys.unread_bytes(self.fd)
+
+    def pending_error(self) -> int:
+        """The errno that the next operation would meet, or 0. Asking takes it."""
+        return _sys.pending_error(self.fd)
+
+    def local_address(self) -> Any:
+        """The address of this end, as `socket.getsockname` gives it. Raises `OSError`."""
+        return _sys.local_address(self.fd)
+
+    # For the kinds.
+
+    def _ask_proceed(self) -> None:
+        if not self._proceed_due:
+            self._proceed_due = True
+            self._agenda.pending.append(self)
+
+    def _rearm(self, events: int) -> None:
+        """There is nothing to do for `events` now: the next of them is to be told."""
+        if self._agenda.rearm is not None:
+            self._agenda.rearm(self.fd, events)
+
+    def _count_received(self, size: int) -> None:
+        self.received_bytes += size
+        self._agenda.cells[self.traffic + TRAFFIC_RECEIVED] += size
+
+    def _count_sent(self, size: int) -> None:
+        self.sent_bytes += size
+        self._agenda.cells[self.traffic + TRAFFIC_SENT] += size
