@@ -8,23 +8,61 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from shardnet.app import App
     from shardnet.connection import Connection, Shard
-    from shardnet.watcher import Op
+    from shardnet.errors import (
+        AddressInUse,
+        AppError,
+        ConfigError,
+        ConnectionBroken,
+        ConnectionFreed,
+        DeadlineExceeded,
+        InternalError,
+        PeerError,
+        ShardnetError,
+        SystemFault,
+        UsageError,
+        WatcherClosed,
+        WriteQueueOverflow,
+    )
+    from shardnet.watcher import Channel, Completion, Op, Statistics, Watcher
 
 __version__: Final = "0.1.0"
 
-__all__ = ["App", "Connection", "Op", "Shard", "__version__"]
+__all__ = [
+    "AddressInUse",
+    "App",
+    "AppError",
+    "Channel",
+    "Completion",
+    "ConfigError",
+    "Connection",
+    "ConnectionBroken",
+    "ConnectionFreed",
+    "DeadlineExceeded",
+    "InternalError",
+    "Op",
+    "PeerError",
+    "Shard",
+    "ShardnetError",
+    "Statistics",
+    "SystemFault",
+    "UsageError",
+    "Watcher",
+    "WatcherClosed",
+    "WriteQueueOverflow",
+    "__version__",
+]
 
 _HOMES: Final = {
     "App": "shardnet.app",
     "Connection": "shardnet.connection",
-    "Op": "shardnet.watcher",
     "Shard": "shardnet.connection",
+    **dict.fromkeys(("Channel", "Completion", "Op", "Statistics", "Watcher"), "shardnet.watcher"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'shardnet' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "shardnet.errors")), name)

@@ -12,6 +12,7 @@ __all__ = [
     "AddressInUse",
     "AppError",
     "ConfigError",
+    "ConnectionBroken",
     "ConnectionFreed",
     "DeadlineExceeded",
     "ExitCode",
@@ -80,6 +81,10 @@ class WatcherClosed(UsageError):
 class DeadlineExceeded(PeerError, TimeoutError):
     """An operation was not complete when its deadline passed. Its `errno` is None: the kernel's own ETIMEDOUT
     stays a plain `TimeoutError`."""
+
+
+class ConnectionBroken(PeerError, ConnectionError):
+    """A write on a stream in which an earlier one had stopped half-way: its bytes would be taken for the rest."""
 
 
 class WriteQueueOverflow(PeerError, ConnectionError):

@@ -56,8 +56,9 @@ class EpollPoller:
 
     def remove(self, fd: int) -> None:
         """Forget `fd`; silent when the kernel has forgotten it already."""
-        # ENOENT or EBADF: somebody closed it behind our back, and a closed descriptor polls nothing.
-        with contextlib.suppress(OSError):
+        # ENOENT or EBADF: somebody closed it behind our back, and a closed descriptor polls nothing. ValueError: the
+        # poller itself is closed.
+        with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(fd)
 
     def poll(self, timeout_s: float | None) -> int:
@@ -169,9 +170,14 @@ def accept(listener: socket.socket) -> tuple[int, Any] | None:
     return sock.detach(), address
 
 
-def connect(sock: socket.socket, address: Any) -> bool:
-    """Begin to connect, or ask how it stands: True once connected, False for "not now"."""
-    number = sock.connect_ex(address)
+def connect(fd: int, address: Any) -> bool:
+    """Begin to connect, or ask how it stands: True once connected, False for "not now".
+
+    A second connect(2) tells what became of the first.
+    """
+    with _borrow(fd) as sock:
+        sock.setblocking(False)
+        number = sock.connect_ex(address)
     if number in (0, errno.EISCONN):
         return True
     if number in (errno.EINPROGRESS, errno.EALREADY, errno.EINTR):

@@ -124,14 +124,19 @@ class Engine:
         """Close the endpoint's descriptor at once and drop what it had queued. Idempotent; calls no hook."""
         if endpoint.fd < 0:
             return
-        fd = endpoint.abandon()
-        self._forget(fd, endpoint)
         # Out of epoll before the close: a descriptor that another process still holds keeps firing otherwise.
-        self.poller.remove(fd)
+        fd = self.release(endpoint)
         # The number is given up whatever close says: EIO tells of bytes lost on the way, EBADF that the owner's code
         # closed it before us. An exception would leave the end of a connection half done, and may come out of a turn.
         with contextlib.suppress(OSError):
             _sys.close(fd)
+
+    def release(self, endpoint: Endpoint) -> int:
+        """Give the endpoint's descriptor back, unregistered. What it had queued is dropped, as by `free`."""
+        fd = endpoint.abandon()
+        self._forget(fd, endpoint)
+        self.poller.remove(fd)
+        return fd
 
     def listen(
         self,
@@ -184,6 +189,7 @@ class Engine:
         """Free every endpoint, stop every listener, cancel every timer. Idempotent; in a hook, it ends the turn."""
         if self._closed:
             return
+        self.poller.close()  # First, for who closes after a fork: what is in the epoll is the other process's, too.
         for entry in self._table:
             if isinstance(entry, Endpoint):
                 self.free(entry)
@@ -192,8 +198,11 @@ class Engine:
         self.cells[TIMER_CANCELLED] += self._timers.clear()
         with self._wake_lock:
             self._closed = True
-            self.poller.close()
             self._wakeup.close()
+
+    def disown(self) -> None:
+        """For the child of a fork, before it closes what it inherited: the parent's is not to be disturbed."""
+        self._wake_lock = threading.RLock()  # A thread that is not here may have held it.
 
     # Later.
 

@@ -1,0 +1,174 @@
+"""Whose connections a watcher has: which object of the user's stands for which endpoint.
+
+The user's object (a socket that was taken over, or a `Channel`) is held weakly. When nobody else holds it and nothing
+is pending, the connection is closed. An operation that is pending holds it.
+
+Lives here: taking over, giving back, and the end of what nobody holds. Must not live here: operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+from shardnet.errors import ShardnetError
+from shardnet.watcher.channel import Channel
+from shardnet.watcher.engine import Engine
+from shardnet.watcher.operations import Outbox
+from shardnet.watcher.queued import QueuedEndpoint
+
+Conn = socket.socket | Channel
+
+
+class Connections:
+    """The connections of one watcher. Made in the thread that is to use it."""
+
+    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+        self.dropped = 0  # Closed because nobody held them.
+        self._engine = engine
+        self._outbox = outbox
+        self._owner = get_ident()
+        # By the identity of the user's object, for as long as that lives.
+        self._endpoints: dict[int, tuple[weakref.ref[Any], QueuedEndpoint]] = {}
+        self._left_behind: deque[QueuedEndpoint] = deque()  # Dropped by the garbage collector in another thread.
+
+    def __iter__(self) -> Iterator[QueuedEndpoint]:
+        """Every connection that is open."""
+        return (endpoint for _, endpoint in list(self._endpoints.values()) if endpoint.fd >= 0)
+
+    def find_or_adopt(self, conn: Conn) -> QueuedEndpoint | None:
+        """The endpoint that `conn` stands for; a socket that stands for none yet is taken over.
+
+        None when there is nothing to take over: its user has closed it. Raises `TypeError` for what is no stream
+        socket, and `ValueError` for a channel of another watcher.
+        """
+        entry = self._endpoints.get(id(conn))
+        if entry is not None:
+            return entry[1]
+        if isinstance(conn, Channel):
+            raise ValueError(f"{conn!r} belongs to another watcher")
+        check_stream(conn)
+        timeout_s = conn.gettimeout()
+        fd = conn.detach()
+        if fd < 0:
+            return None
+        os.set_blocking(fd, False)
+        endpoint = QueuedEndpoint(self._engine, self._outbox, fd, timeout_s)
+        self._register(conn, endpoint)
+        return endpoint
+
+    def open(self, fd: int, peer: Any) -> Channel:
+        """What the user gets to hold of a connection that was accepted."""
+        return self._make(QueuedEndpoint(self._engine, self._outbox, fd, socket.getdefaulttimeout()), peer)
+
+    def begin(self, family: int, address: Any) -> QueuedEndpoint:
+        """The endpoint of a socket that is to be connected. Raises `OSError`."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        timeout_s = sock.gettimeout()
+        sock.setblocking(False)
+        endpoint = QueuedEndpoint(self._engine, self._outbox, sock.detach(), timeout_s)
+        endpoint.on_connected = partial(self._make, endpoint, address)
+        return endpoint
+
+    def free(self, conn: Conn) -> None:
+        """Close `conn`, whatever it is, if it is open. But a socket that listens stays its user's."""
+        if isinstance(conn, socket.socket) and _listens(conn):
+            return
+        try:
+            endpoint = self.find_or_adopt(conn)
+        except TypeError:
+            if not isinstance(conn, socket.socket):
+                raise
+            conn.close()  # Of a kind that is never taken over.
+        else:
+            if endpoint is not None:
+                self._engine.free(endpoint)
+
+    def give_back(self, endpoint: QueuedEndpoint) -> socket.socket:
+        """A socket object for the descriptor, which is no more the watcher's."""
+        endpoint.released = True
+        sock = socket.socket(fileno=self._engine.release(endpoint))
+        sock.settimeout(endpoint.timeout_s)
+        return sock
+
+    def bury(self) -> None:
+        """Close what the garbage collector has dropped in another thread."""
+        while self._left_behind:
+            self._close_dropped(self._left_behind.popleft())
+
+    def close(self, error: type[ShardnetError], text: str) -> None:
+        """Complete what waits with an error, and close every connection."""
+        self.bury()
+        for endpoint in self._engine.endpoints():
+            if isinstance(endpoint, QueuedEndpoint):
+                endpoint.cancel(error, text)  # One that is connecting is known to the engine alone.
+        for endpoint in self:
+            endpoint.cancel(error, text)
+            self._engine.free(endpoint)
+
+    # Inside.
+
+    def _make(self, endpoint: QueuedEndpoint, peer: Any) -> Channel:
+        channel = Channel(endpoint, peer)
+        self._register(channel, endpoint)
+        return channel
+
+    def _register(self, conn: Conn, endpoint: QueuedEndpoint) -> None:
+        self._endpoints[id(conn)] = (weakref.ref(conn, partial(self._on_dropped, id(conn))), endpoint)
+
+    def _on_dropped(self, key: int, _ref: weakref.ref[Any]) -> None:
+        """The user's object is gone. Called wherever that happens: in the middle of anything, and in any thread."""
+        _, endpoint = self._endpoints.pop(key)
+        if endpoint.fd < 0:
+            return  # Freed, as it should be.
+        if get_ident() == self._owner:
+            self._close_dropped(endpoint)
+        else:
+            self._left_behind.append(endpoint)
+            self._engine.wake()
+
+    def _close_dropped(self, endpoint: QueuedEndpoint) -> None:
+        fd = endpoint.fd
+        self.dropped += 1
+        self._engine.free(endpoint)
+        warnings.warn(f"a connection (descriptor {fd}) was dropped: free() it", ResourceWarning, stacklevel=2)
+
+
+def check_stream(sock: object) -> None:
+    """Raise `TypeError` for what is no stream socket, or would not be one in other hands."""
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"a connection is a socket.socket or a Channel, not {type(sock).__name__}")
+    if sock.type != socket.SOCK_STREAM:
+        raise TypeError(f"{sock!r} is no stream socket")
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(sock, ssl.SSLSocket):
+        raise TypeError(f"{sock!r}: its TLS would be lost, since only the descriptor is taken over")
+
+
+def family_of(address: Any) -> int:
+    """The address family to connect to `address` with. Raises `TypeError` and `ValueError`. Never looks a name up."""
+    if isinstance(address, str | bytes):
+        return socket.AF_UNIX
+    if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str):
+        raise TypeError(f"connect: {address!r} is neither (host, port) nor the path of a unix socket")
+    host, port = address[:2]
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise ValueError(f"connect: {port!r} is no port: it takes a number from 1 to 65535")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, host.partition("%")[0])
+            return family
+    raise ValueError(f"connect: {host!r} is no IP address: look the name up before, with socket.getaddrinfo")
+
+
+def _listens(sock: socket.socket) -> bool:
+    return sock.fileno() >= 0 and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
