@@ -29,10 +29,11 @@ from shardnet.listen import ListenerBank, open_metrics_listener, parse_tcp_addre
 from shardnet.metrics import declare_worker_metrics
 from shardnet.seats import ExporterSeat, WorkerSeat
 from shardnet.supervisor.supervisor import NobodyServed, SupervisorOptions, supervise
+from shardnet.watcher.counters import LOOP_TURNS
 
 PR_SET_CHILD_SUBREAPER = 36
 DRAIN_SPREAD_S = 0.5
-COUNT_CELL = 24  # shardnet_loop_turns_total: as good as any to count in.
+COUNT_CELL = LOOP_TURNS  # As good as any to count in.
 
 
 def say(**facts: object) -> None:

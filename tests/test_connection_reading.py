@@ -12,8 +12,7 @@ import pytest
 from shardnet.connection import LINE_MAX_BYTES, CallbackConnection, Connection
 from shardnet.errors import UsageError
 from shardnet.watcher.counters import Op, Outcome
-from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
-from shardnet.watcher.hooks import RECEIVES_PER_TURN_MAX
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, RECEIVES_PER_TURN_MAX
 from tests.serving import Serving, the_task, until
 
 Read = Callable[[Connection], Awaitable[Any]]

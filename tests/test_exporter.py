@@ -36,6 +36,7 @@ from shardnet.metrics import (
     declare_worker_metrics,
 )
 from shardnet.seats import ExporterSeat
+from shardnet.watcher.counters import LOOP_TURNS
 
 NS_PER_S = 1_000_000_000
 LISTENER = "127.0.0.1:9000"
@@ -126,8 +127,8 @@ def test_metrics_show_every_cell_of_the_board(scene: Scene, accept: str) -> None
     for shard in range(SHARDS):
         of = 1000 * (shard + 1)
         assert found[key("completions_total", shard=shard, op="read", outcome="ok")] == of
-        assert found[key("completions_total", shard=shard, op="timer", outcome="error")] == of + 23
-        assert found[key("loop_turns_total", shard=shard)] == of + 24
+        assert found[key("completions_total", shard=shard, op="timer", outcome="error")] == of + LOOP_TURNS - 1
+        assert found[key("loop_turns_total", shard=shard)] == of + LOOP_TURNS
         assert found[key("received_bytes_total", shard=shard, listener=LISTENER)] == of + cells.traffic[0]
         assert found[key("handler_exceptions_total", shard=shard)] == of + cells.handler_exceptions
         assert found[key("connections_limit", shard=shard)] == of + cells.connections_limit

@@ -13,6 +13,7 @@ from shardnet.board import Board, Role
 from shardnet.exporter import Exporter
 from shardnet.exporter.http_pages import HttpPages, Request, Response
 from shardnet.metrics import declare_supervisor_metrics, declare_worker_metrics
+from shardnet.watcher.counters import LOOP_TURNS
 from tests.page_server import serving
 from tests.prometheus_tool import find_tools, prometheus_scraping
 
@@ -56,20 +57,22 @@ def test_prometheus_scrapes_what_the_board_says(board: Board, tmp_path: Path) ->
             assert [target["lastError"] for target in await prometheus.targets()] == [""]
             assert await prometheus.query("shardnet_shards_configured") == {"{}": SHARDS}
             assert await prometheus.query("shardnet_loop_turns_total") == {
-                '{"shard": "0"}': 24,
-                '{"shard": "1"}': 1024,
+                '{"shard": "0"}': LOOP_TURNS,
+                '{"shard": "1"}': 1000 + LOOP_TURNS,
             }
-            assert len(await prometheus.query("shardnet_completions_total")) == SHARDS * 24
+            assert len(await prometheus.query("shardnet_completions_total")) == SHARDS * LOOP_TURNS
             assert await prometheus.query("shardnet_build_info{version='1.2.3',engine='python'} * 0") != {}
             types = {name.removesuffix("_total"): of[0]["type"] for name, of in (await prometheus.metadata()).items()}
             assert types["shardnet_connections_accepted"] == "counter"
             assert types["shardnet_connections_active"] == "gauge"
 
             worker = board.snapshot().workers[0]
-            board.row(worker.row).counts[24] += 100
+            board.row(worker.row).counts[LOOP_TURNS] += 100
             board.fold(worker.row)
             await scraped()
-            assert await prometheus.query("shardnet_loop_turns_total{shard='0'}") == {'{"shard": "0"}': 124}
+            assert await prometheus.query("shardnet_loop_turns_total{shard='0'}") == {
+                '{"shard": "0"}': LOOP_TURNS + 100
+            }
             assert list(await prometheus.query("shardnet_connections_limit")) == ['{"shard": "1"}']
             assert server.connections == 1  # Prometheus keeps its connection.
 

@@ -47,8 +47,8 @@ from shardnet.watcher.counters import (
     TIMER_OK,
     Op,
 )
-from shardnet.watcher.endpoint import Agenda, Endpoint
-from shardnet.watcher.hooks import RECEIVES_PER_TURN_MAX, HookEndpoint
+from shardnet.watcher.endpoint import RECEIVES_PER_TURN_MAX, Agenda, Endpoint
+from shardnet.watcher.hooks import HookEndpoint
 from shardnet.watcher.listener import Listener
 from shardnet.watcher.pollers import Poller, new_poller
 from shardnet.watcher.timers import Timer, TimerQueue

@@ -14,9 +14,6 @@ from shardnet.watcher import _sys
 from shardnet.watcher.counters import READ_CANCELLED, READ_EOF, READ_OK, TRAFFIC_ALONE, WRITE_CANCELLED, WRITE_OK, Op
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Agenda, Endpoint
 
-# Receives by running code (512 KiB); past that it waits for its turn. More gain little throughput, and all that they
-# bring, a hundred thousand tiny records perhaps, is handled before anybody else gets the turn.
-RECEIVES_PER_TURN_MAX: Final = 8
 WRITES_PER_TURN_MAX: Final = 16  # Writes from one queue, before others get the turn.
 
 

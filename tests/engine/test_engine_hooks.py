@@ -12,8 +12,8 @@ import pytest
 from shardnet.errors import ConnectionFreed
 from shardnet.watcher import _sys
 from shardnet.watcher.counters import Op, Outcome
-from shardnet.watcher.endpoint import CHUNK_MAX_BYTES
-from shardnet.watcher.hooks import RECEIVES_PER_TURN_MAX, HookEndpoint
+from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, RECEIVES_PER_TURN_MAX
+from shardnet.watcher.hooks import HookEndpoint
 from tests.engine.kit import Bench, receive_all, reset, tcp_pair, wait_for, wait_unread
 
 
