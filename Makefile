@@ -4,6 +4,8 @@
 #   make test         all checks and tests (minutes)
 #   make lint         the checks alone: ruff, mypy
 #   make test-load    the full-size load tests (longer)
+#   make coverage     every line and branch of the watcher, run by its tests (minutes)
+#   make stress       the watcher under random operations on 8000 connections, for SECONDS (600)
 #   make clean        remove everything that these made
 #
 # Another interpreter:  make test PYTHON=python3.13 VENV=.venv-3.13
@@ -11,6 +13,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 8
+SECONDS ?= 600
+CONNECTIONS ?= 8000
+POLLER ?= epoll
 BIND ?= 127.0.0.1:9000
 PYTEST_ARGS ?=
 
@@ -18,7 +23,7 @@ BIN := $(VENV)/bin
 # Silent about what build backends warn of: none of it is for whoever types `make run`.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip
 
-.PHONY: run test lint test-load clean
+.PHONY: run test lint test-load coverage stress clean
 
 run: $(VENV)/.installed
 	@$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
@@ -36,6 +41,13 @@ lint: $(VENV)/.installed-dev
 test-load: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
 
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m coverage run -m pytest tests/engine tests/watcher $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report
+
+stress: $(VENV)/.installed
+	$(BIN)/python -m tests.watcher.stress --seconds $(SECONDS) --connections $(CONNECTIONS) --poller $(POLLER)
+
 $(VENV)/.created:
 	@echo "Making $(VENV)"
 	@PYTHON="$(PYTHON)" tools/make-venv.sh $(VENV)
@@ -52,5 +64,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -57,6 +57,12 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__main__": {"cli"},
 }  # fmt: skip
 
+# The modules of the watcher, from the bottom up: each may import those before it.
+WATCHER: Final = (
+    "_sys", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "engine",
+    "owner", "statistics", "swap", "operations", "queued", "channel", "connections", "borrowed", "watcher", "__init__",
+)  # fmt: skip
+
 # Libraries that a worker or the supervisor must not pay for: part by part, who may import them.
 HEAVY: Final = {
     "click": {"cli"},
@@ -117,6 +123,17 @@ def test_module_imports_only_what_lies_below(path: Path) -> None:
         assert below in (None, part) or below in MAY_IMPORT[part], f"{part} imports {module}"
         library = module.split(".")[0]
         assert library not in HEAVY or part in HEAVY[library], f"{part} imports {library}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "watcher").glob("*.py")), ids=lambda path: path.stem)
+def test_module_of_the_watcher_imports_only_what_lies_below(path: Path) -> None:
+    below = WATCHER[: WATCHER.index(path.stem)]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "shardnet.watcher":
+            assert {alias.name for alias in node.names} <= set(below), path
+    for module in _imports(path):
+        package, _, name = module.rpartition(".")
+        assert package != "shardnet.watcher" or name in below, f"{path.stem} imports {name}"
 
 
 @pytest.mark.parametrize(

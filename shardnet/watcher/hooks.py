@@ -242,12 +242,10 @@ class HookEndpoint(Endpoint):
             self.on_progress()
 
     def abandon(self) -> int:
-        fd = self.fd
         self.withdraw_read()
         self._drop_queue()
-        self.fd = -1
         self.readable = False
-        return fd
+        return super().abandon()
 
     # Inside.
 

@@ -92,12 +92,12 @@ class Listener:
     def pause(self) -> None:
         """Leave new connections in the backlog until a matching `resume`."""
         self._pauses += 1
-        if self._pauses == 1 and self._fd >= 0:
+        if self._pauses == 1 and self._open:
             self._poller.remove(self._fd)
 
     def resume(self) -> None:
         self._pauses -= 1
-        if self._pauses == 0 and self._fd >= 0:
+        if self._pauses == 0 and self._open:
             try:
                 self._poller.add(self._fd, self._events)
             except OSError as error:  # No memory, or too many descriptors polled by this user: try again later.
@@ -111,9 +111,14 @@ class Listener:
 
     def stop(self) -> None:
         """Accept no more, for good."""
-        if self._fd >= 0 and self._pauses == 0:
+        if self._pauses == 0 and self._open:
             self._poller.remove(self._fd)
         self._fd = -1
+
+    @property
+    def _open(self) -> bool:
+        """Whether the descriptor is the socket's: once its owner has closed it, the number may be anybody's."""
+        return self._fd >= 0 and self._sock.fileno() == self._fd
 
     def accept_turn(self) -> None:
         """Accept what a turn may, then let others have theirs."""

@@ -117,8 +117,7 @@ class QueuedEndpoint(Endpoint):
             self._advance(self.writes)
 
     def abandon(self) -> int:
-        fd = self.fd
-        self.fd = -1
+        fd = super().abandon()
         self.cancel(ConnectionFreed, "the connection was freed while the operation waited")
         return fd
 

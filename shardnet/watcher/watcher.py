@@ -10,7 +10,6 @@ import errno
 import math
 import os
 import socket
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -24,21 +23,12 @@ from shardnet.watcher.connections import Conn, Connections, check_stream, family
 from shardnet.watcher.counters import LOOP_TURNS, TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Completion, Operation, OperationQueue, Outbox
+from shardnet.watcher.owner import Owner
 from shardnet.watcher.pollers import new_poller
 from shardnet.watcher.queued import QueuedEndpoint
 from shardnet.watcher.statistics import Statistics
 from shardnet.watcher.swap import Swap
 from shardnet.watcher.timers import TimerQueue
-
-_forks = 0  # Of this process and its ancestors. A watcher knows by it that it is in a child of its owner.
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
 
 
 class Watcher:
@@ -62,16 +52,15 @@ class Watcher:
         if swap_size < 1:
             raise ValueError(f"swap_size is {swap_size}: it takes at least 1 byte")
         self._clock: Callable[[], float] = time.monotonic
+        self._owner = Owner()
         self._engine = Engine(0, poller=new_poller(poller))
         self._outbox = Outbox(Swap(swap_size))
-        self._connections = Connections(self._engine, self._outbox)
+        self._connections = Connections(self._engine, self._outbox, self._owner)
         self._listeners: dict[int, BorrowedListener] = {}  # By the identity of the socket, which they hold.
         self._sleeps = OperationQueue()
         self._deadlines = TimerQueue()
-        self._owner = threading.current_thread()
-        self._thread = threading.get_ident()
-        self._forks = _forks
         self._woken = False
+        self._turning = False
         self._shut_done = False
         self._closing = False
 
@@ -86,7 +75,7 @@ class Watcher:
             return
         self._closing = True
         self._shut()
-        if self._forks == _forks:
+        if not self._owner.forked:
             warnings.warn("a watcher was dropped: close() it", ResourceWarning, stacklevel=2)
 
     # Operations.
@@ -172,10 +161,10 @@ class Watcher:
         Idempotent, and silent also for a connection that this watcher never saw, which it closes. A listener is given
         back instead, and stays open.
         """
-        self._check_caller()
+        self._owner.check()
         borrowed = self._listeners.get(id(conn))
         if borrowed is not None:
-            borrowed.cancel(ConnectionFreed, "the listener was freed while the accept waited")
+            borrowed.end(ConnectionFreed, "the listener was freed while the accept waited")
             return
         self._connections.free(conn)
 
@@ -204,7 +193,7 @@ class Watcher:
         Swap buffers of completions that were handed out before are the caller's no more. A closed watcher hands out
         what is left, and then raises `WatcherClosed`.
         """
-        self._check_caller()
+        self._owner.check()
         until_s = self._due_s(timeout)
         self._outbox.take_back()
         while True:
@@ -213,7 +202,7 @@ class Watcher:
                 if not self._outbox.done:
                     raise WatcherClosed("wait_io of a watcher that is closed")
             else:
-                self._engine.turn(self._wait_s(until_s))
+                self._turn(until_s)
                 self._connections.bury()
                 self._expire()
             if self._outbox.done:
@@ -227,14 +216,13 @@ class Watcher:
 
     def wake(self) -> None:
         """Make a `wait_io` that waits return, or the next one. From any thread, and from a signal handler."""
-        if self._forks != _forks:
-            raise RuntimeError("wake of a watcher after a fork: it belongs to the parent")
+        self._owner.check_process()
         self._woken = True
         self._engine.wake()
 
     def statistics(self) -> Statistics:
         """What was counted, and what is so now. Takes time for each connection."""
-        self._check_caller()
+        self._owner.check()
         outbox, cells, swap = self._outbox, self._engine.cells, self._outbox.swap
         connections = list(self._connections)
         return Statistics(
@@ -264,7 +252,7 @@ class Watcher:
 
     def set_affinity(self, cpu: int) -> None:
         """Pin the calling thread to one CPU. Raises `ValueError` for one that does not exist, or may not be used."""
-        self._check_caller()
+        self._owner.check()
         try:
             os.sched_setaffinity(0, {cpu})
         except (OSError, OverflowError, ValueError) as error:
@@ -282,21 +270,15 @@ class Watcher:
         child's copies, and disturbs nobody.
         """
         self._closing = True
-        if self._forks != _forks or self._thread == threading.get_ident() or not self._owner.is_alive():
+        if self._owner.forked or (self._owner.here and not self._turning):
             self._shut()
         else:
-            self._engine.wake()
+            self._engine.wake()  # `wait_io` carries it out. It may be a signal handler that calls from inside of it.
 
     # Inside: the caller.
 
-    def _check_caller(self) -> None:
-        if self._thread != threading.get_ident():
-            raise RuntimeError("a watcher belongs to the thread that made it")
-        if self._forks != _forks:
-            raise RuntimeError("a watcher belongs to the process that made it: make one after the fork")
-
     def _check_open(self) -> None:
-        self._check_caller()
+        self._owner.check()
         if self._closing:
             raise WatcherClosed("asked of a watcher that is closed")
 
@@ -344,6 +326,13 @@ class Watcher:
 
     # Inside: the wait.
 
+    def _turn(self, until_s: float | None) -> None:
+        self._turning = True
+        try:
+            self._engine.turn(self._wait_s(until_s))
+        finally:
+            self._turning = False
+
     def _wait_s(self, until_s: float | None) -> float | None:
         if self._outbox.done or self._woken:
             return 0.0
@@ -364,11 +353,11 @@ class Watcher:
         if self._shut_done:
             return
         self._shut_done = True
-        if self._forks != _forks:
+        if self._owner.forked:
             self._engine.disown()
         text = "the watcher was closed while the operation waited"
         for borrowed in list(self._listeners.values()):
-            borrowed.cancel(WatcherClosed, text)
+            borrowed.end(WatcherClosed, text)
         self._connections.close(WatcherClosed, text)
         self._outbox.cancel_all(self._sleeps, WatcherClosed, text)
         self._engine.close()
