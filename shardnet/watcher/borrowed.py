@@ -17,6 +17,7 @@ from shardnet.errors import DeadlineExceeded, ShardnetError
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, EXHAUSTED_PAUSE_S
 from shardnet.watcher.operations import Operation, OperationQueue, Outbox
+from shardnet.watcher.queued import LAST_TRIES_MAX
 
 
 class BorrowedListener:
@@ -53,7 +54,12 @@ class BorrowedListener:
 
     def expire(self, asked: Operation) -> None:
         """The deadline has passed: a last try, for what is there already wins over it."""
-        self._listener.accept_queued(ACCEPTS_PER_TURN_MAX)
+        tries_left = LAST_TRIES_MAX
+        while not asked.done and tries_left and not self._resting:
+            oldest = self.accepts.first
+            if self._listener.accept_queued(ACCEPTS_PER_TURN_MAX):
+                break
+            tries_left = tries_left - 1 if self.accepts.first is oldest else LAST_TRIES_MAX
         if not asked.done:
             self._outbox.complete(asked, DeadlineExceeded("accept: not complete before its deadline"))
             self._settle()

@@ -8,7 +8,6 @@ Lives here: taking over, giving back, and the end of what nobody holds. Must not
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -17,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from shardnet.errors import ShardnetError
 from shardnet.watcher.channel import Channel
@@ -27,6 +26,9 @@ from shardnet.watcher.owner import Owner
 from shardnet.watcher.queued import QueuedEndpoint
 
 Conn = socket.socket | Channel
+
+FLOW_MAX: Final = 2**20 - 1
+SCOPE_MAX: Final = 2**32 - 1
 
 
 class Connections:
@@ -59,9 +61,10 @@ class Connections:
         check_stream(conn)
         timeout_s = conn.gettimeout()
         fd = conn.detach()
-        if fd < 0:
+        try:
+            os.set_blocking(fd, False)
+        except OSError:  # Closed by its user, through the object or by the number.
             return None
-        os.set_blocking(fd, False)
         endpoint = QueuedEndpoint(self._engine, self._outbox, fd, timeout_s)
         self._register(conn, endpoint)
         return endpoint
@@ -157,20 +160,46 @@ def check_stream(sock: object) -> None:
         raise TypeError(f"{sock!r}: its TLS would be lost, since only the descriptor is taken over")
 
 
-def family_of(address: Any) -> int:
-    """The address family to connect to `address` with. Raises `TypeError` and `ValueError`. Never looks a name up."""
+def check_address(address: Any) -> tuple[int, Any]:
+    """The family to connect to `address` with, and the address as the kernel is to be given it.
+
+    Raises `TypeError` and `ValueError`. Never looks a name up, and leaves nothing that would have to be.
+    """
     if isinstance(address, str | bytes):
-        return socket.AF_UNIX
+        path = os.fsencode(address)
+        if b"\0" in path and not path.startswith(b"\0"):  # Which begins a name in the abstract namespace.
+            raise ValueError(f"connect: {address!r} is no path: it holds a zero byte")
+        return socket.AF_UNIX, path
     if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str):
         raise TypeError(f"connect: {address!r} is neither (host, port) nor the path of a unix socket")
-    host, port = address[:2]
+    host, port, *more = address
+    ipv4 = _is_ip(socket.AF_INET, host)
+    if len(more) > (0 if ipv4 else 2) or not all(isinstance(number, int) for number in more):
+        raise TypeError(f"connect: {address!r} is neither (host, port) nor (host, port, flow, scope) of IPv6")
     if not isinstance(port, int) or not 0 < port < 65536:
         raise ValueError(f"connect: {port!r} is no port: it takes a number from 1 to 65535")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, host.partition("%")[0])
-            return family
-    raise ValueError(f"connect: {host!r} is no IP address: look the name up before, with socket.getaddrinfo")
+    if ipv4:
+        return socket.AF_INET, (host, port)
+    host, _, scope = host.partition("%")
+    if not _is_ip(socket.AF_INET6, host):
+        raise ValueError(f"connect: {address!r} is no IP address: look the name up before, with socket.getaddrinfo")
+    flow, number = (*more, 0, 0)[:2]
+    if not 0 <= flow <= FLOW_MAX or not 0 <= number <= SCOPE_MAX:
+        raise ValueError(f"connect: {address!r}: no such flow or scope")
+    if scope:
+        try:
+            number = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+        except OSError as error:
+            raise ValueError(f"connect: {address!r}: there is no interface {scope!r}") from error
+    return socket.AF_INET6, (host, port, flow, number)
+
+
+def _is_ip(family: int, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):  # ValueError: a zero byte, or what is no text.
+        return False
+    return True
 
 
 def _listens(sock: socket.socket) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, ShardnetError, WatcherClosed
 from shardnet.watcher.counters import Op, Outcome
 from shardnet.watcher.endpoint import outcome_of
-from shardnet.watcher.swap import Swap
+from shardnet.watcher.swap import Loan, Swap
 from shardnet.watcher.timers import Timer
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Completion:
     @property
     def buffer(self) -> Any:
         """The buffer that was passed; of a read without one, the part of the swap buffer that it filled, exactly."""
-        if self.is_swap_buffer:
-            try:
-                self._buffer.nbytes  # noqa: B018 - it is released by the next `wait_io()`, and then raises
-            except ValueError:
-                raise ValueError("a swap buffer is to be used before the next wait_io(): copy what you keep") from None
-        return self._buffer
+        buffer = self._buffer
+        if not isinstance(buffer, Loan):
+            return buffer
+        if buffer.over:
+            raise ValueError("a swap buffer is to be used before the next wait_io(): copy what you keep")
+        return buffer.view
 
     @property
     def data(self) -> memoryview:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # System calls for one direction of one connection, before others get the turn: 1 MiB at most.
 CALLS_PER_TURN_MAX: Final = 16
+# At a deadline, how often that share is given to one operation: for more than a kernel holds of one connection by
+# default (6 MiB), and not for as long as a peer may go on.
+LAST_TRIES_MAX: Final = 8
 
 
 class QueuedEndpoint(Endpoint):
@@ -83,7 +86,12 @@ class QueuedEndpoint(Endpoint):
     def expire(self, asked: Operation) -> None:
         """The deadline has passed: a last try, for what is there already wins over it."""
         queue = self.reads if asked.op is Op.READ else self.writes
-        self._advance(queue)
+        tries_left = LAST_TRIES_MAX
+        while not asked.done and tries_left:
+            oldest = queue.first
+            if not self._advance(queue):
+                break
+            tries_left = tries_left - 1 if queue.first is oldest else LAST_TRIES_MAX
         if asked.done:
             return
         self._outbox.complete(asked, DeadlineExceeded(f"{asked.op.name.lower()}: not complete before its deadline"))
@@ -123,12 +131,12 @@ class QueuedEndpoint(Endpoint):
 
     # Inside: trying.
 
-    def _advance(self, queue: OperationQueue) -> None:
-        """Try the operations of one direction in their order."""
+    def _advance(self, queue: OperationQueue) -> bool:
+        """Try the operations of one direction in their order: whether there may be more to do at once."""
         for _ in range(CALLS_PER_TURN_MAX):
             asked = queue.first
             if asked is None:
-                return
+                return False
             try:
                 moved = self._attempt(asked)
             except OSError as error:
@@ -136,11 +144,13 @@ class QueuedEndpoint(Endpoint):
                 continue
             if not moved:
                 self._wait(asked)
-                return
-        if queue.first is not None:
-            self._inward = self._inward or queue is self.reads
-            self._outward = self._outward or queue is self.writes
-            self._ask_proceed()
+                return False
+        if queue.first is None:
+            return False
+        self._inward = self._inward or queue is self.reads
+        self._outward = self._outward or queue is self.writes
+        self._ask_proceed()
+        return True
 
     def _attempt(self, asked: Operation) -> bool:
         """One system call for the oldest operation of its direction: False for "not now"."""

@@ -66,15 +66,26 @@ class Block:
         return True
 
 
+class Loan:
+    """A part of a block in the caller's hands, until it is over."""
+
+    __slots__ = ("block", "over", "view")
+
+    def __init__(self, block: Block, view: memoryview) -> None:
+        self.block = block
+        self.view = view
+        self.over = False
+
+
 class Swap:
     """The blocks of one watcher."""
 
     __slots__ = (
         "_blocks",
         "_filling",
+        "_loans",
         "_room_min",
         "_spares",
-        "_taken",
         "abandoned",
         "exhausted",
         "in_use_bytes",
@@ -88,8 +99,8 @@ class Swap:
         self.peak_bytes = 0
         self.exhausted = 0  # Blocks that were full before the caller came back.
         self.abandoned = 0  # Blocks that were left to somebody who kept a slice.
-        self._room_min = min(ROOM_MIN_BYTES, size_bytes)
-        self._taken: deque[tuple[memoryview, Block]] = deque()
+        self._room_min = max(1, min(ROOM_MIN_BYTES, size_bytes // 2))
+        self._loans: deque[Loan] = deque()
         self._blocks: dict[int, Block] = {}  # All that are in use, by the identity of their memory.
         self._spares: list[Block] = []
         self._filling = self._new_block(size_bytes)
@@ -101,25 +112,27 @@ class Swap:
             self._filling = self._new_block(SPILL_BYTES)
         return self._filling.receive(fd)
 
-    def take(self, size: int) -> memoryview:
+    def take(self, size: int) -> Loan:
         """The `size` bytes that were just received."""
-        view = self._filling.take(size)
-        self._taken.append((view, self._filling))
+        loan = Loan(self._filling, self._filling.take(size))
+        self._loans.append(loan)
         self.in_use_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.in_use_bytes)
-        return view
+        return loan
 
     def owns(self, view: memoryview) -> bool:
         """Whether `view` shows memory that will be used again."""
         return id(view.obj) in self._blocks
 
     def give_back(self, count: int) -> None:
-        """The `count` oldest views that were taken are the caller's no more."""
+        """The `count` oldest loans are over."""
         for _ in range(count):
-            view, block = self._taken.popleft()
-            self.in_use_bytes -= len(view)
+            loan = self._loans.popleft()
+            loan.over = True
+            block = loan.block
+            self.in_use_bytes -= len(loan.view)
             with contextlib.suppress(BufferError):  # Something made of it holds on; `renew` will meet it.
-                view.release()
+                loan.view.release()
             block.lent -= 1
             if not block.lent and block is not self._filling:
                 self._retire(block)

@@ -7,7 +7,6 @@ carried out (`queued`, `borrowed`), and how the kernel is asked (`engine`).
 from __future__ import annotations
 
 import errno
-import math
 import os
 import socket
 import time
@@ -15,11 +14,11 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from shardnet.errors import ConnectionFreed, WatcherClosed
 from shardnet.watcher.borrowed import BorrowedListener
-from shardnet.watcher.connections import Conn, Connections, check_stream, family_of
+from shardnet.watcher.connections import Conn, Connections, check_address, check_stream
 from shardnet.watcher.counters import LOOP_TURNS, TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Completion, Operation, OperationQueue, Outbox
@@ -29,6 +28,8 @@ from shardnet.watcher.queued import QueuedEndpoint
 from shardnet.watcher.statistics import Statistics
 from shardnet.watcher.swap import Swap
 from shardnet.watcher.timers import TimerQueue
+
+FOREVER_S: Final = 1e9  # Some thirty years. The kernel's clocks take no more than a few times that.
 
 
 class Watcher:
@@ -133,8 +134,8 @@ class Watcher:
         """
         self._check_open()
         due_s = self._due_s(timeout)
-        family = family_of(address)
-        asked = Operation(Op.CONNECT, ctx, rest=address)
+        family, rest = check_address(address)
+        asked = Operation(Op.CONNECT, ctx, rest=rest)
         try:
             endpoint = self._connections.begin(family, address)
         except OSError as error:  # No descriptor, say.
@@ -147,7 +148,7 @@ class Watcher:
         self._check_open()
         due_s = self._due_s(seconds)
         if due_s is None:
-            raise ValueError(f"sleep({seconds}): it takes seconds, and not for ever")
+            raise ValueError(f"sleep({seconds}): it takes seconds, at most {FOREVER_S:.0f}")
         asked = Operation(Op.TIMER, ctx)
         self._outbox.submitted += 1
         self._sleeps.append(asked)
@@ -165,8 +166,8 @@ class Watcher:
         borrowed = self._listeners.get(id(conn))
         if borrowed is not None:
             borrowed.end(ConnectionFreed, "the listener was freed while the accept waited")
-            return
-        self._connections.free(conn)
+        else:
+            self._connections.free(conn)
 
     def detach(self, conn: Conn) -> socket.socket:
         """Give the descriptor of a connection back: a new socket object, with the timeout that the old one had.
@@ -175,7 +176,7 @@ class Watcher:
         when it was freed, and `OSError` when it has no descriptor any more.
         """
         self._check_open()
-        endpoint = self._connections.find_or_adopt(conn)
+        endpoint = self._find(conn)
         if endpoint is None or endpoint.released:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if endpoint.fd < 0:
@@ -288,16 +289,14 @@ class Watcher:
             return None
         if not timeout >= 0.0:
             raise ValueError(f"timeout {timeout}: it takes seconds, 0 or more")
-        return None if timeout == math.inf else self._clock() + timeout
+        return self._clock() + timeout if timeout < FOREVER_S else None
 
     # Inside: operations.
 
     def _start(self, conn: Conn, asked: Operation, timeout: float | None) -> None:
         """Begin a read or a write."""
         due_s = self._due_s(timeout)
-        if id(conn) in self._listeners:
-            raise ValueError(f"{conn!r} is a listener that accepts")
-        endpoint = self._connections.find_or_adopt(conn)
+        endpoint = self._find(conn)
         if endpoint is None:
             self._outbox.refuse(asked, OSError(errno.EBADF, os.strerror(errno.EBADF)))
         else:
@@ -314,6 +313,11 @@ class Watcher:
             home.expire(asked)
         elif due_s is not None:
             asked.timer = self._deadlines.add(due_s, partial(home.expire, asked))
+
+    def _find(self, conn: Conn) -> QueuedEndpoint | None:
+        if id(conn) in self._listeners:
+            raise ValueError(f"{conn!r} is a listener, on which accepts are pending")
+        return self._connections.find_or_adopt(conn)
 
     def _borrow(self, listener: socket.socket) -> BorrowedListener:
         key = id(listener)
