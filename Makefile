@@ -30,6 +30,7 @@ run: $(VENV)/.installed
 
 test: lint
 	tools/fetch-prometheus.sh
+	tools/fetch-strace.sh
 	tools/fetch-python-tests.sh $(BIN)/python
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -13,10 +13,10 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from shardnet.errors import DeadlineExceeded, ShardnetError
+from shardnet.errors import DeadlineExceeded
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, EXHAUSTED_PAUSE_S
-from shardnet.watcher.operations import Operation, OperationQueue, Outbox
+from shardnet.watcher.operations import Error, Operation, OperationQueue, Outbox
 from shardnet.watcher.queued import LAST_TRIES_MAX
 
 
@@ -64,9 +64,9 @@ class BorrowedListener:
             self._outbox.complete(asked, DeadlineExceeded("accept: not complete before its deadline"))
             self._settle()
 
-    def end(self, error: type[ShardnetError], text: str) -> None:
+    def end(self, error: Callable[[], Error]) -> None:
         """Complete everything that waits with an error, and let go of the socket."""
-        self._outbox.cancel_all(self.accepts, error, text)
+        self._outbox.cancel_all(self.accepts, error)
         self._let_go()
 
     def _on_accept(self, fd: int, peer: Any) -> None:

@@ -14,14 +14,13 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
-from shardnet.errors import ShardnetError
 from shardnet.watcher.channel import Channel
 from shardnet.watcher.engine import Engine
-from shardnet.watcher.operations import Outbox
+from shardnet.watcher.operations import Error, Outbox
 from shardnet.watcher.owner import Owner
 from shardnet.watcher.queued import QueuedEndpoint
 
@@ -51,7 +50,7 @@ class Connections:
         """The endpoint that `conn` stands for; a socket that stands for none yet is taken over.
 
         None when there is nothing to take over: its user has closed it. Raises `TypeError` for what is no stream
-        socket, and `ValueError` for a channel of another watcher.
+        socket, and `ValueError` for a listener and for a channel of another watcher.
         """
         entry = self._endpoints.get(id(conn))
         if entry is not None:
@@ -59,6 +58,8 @@ class Connections:
         if isinstance(conn, Channel):
             raise ValueError(f"{conn!r} belongs to another watcher")
         check_stream(conn)
+        if _listens(conn):
+            raise ValueError(f"{conn!r} is a listener: it takes accepts, and stays yours")
         timeout_s = conn.gettimeout()
         fd = conn.detach()
         try:
@@ -108,14 +109,14 @@ class Connections:
         while self._left_behind:
             self._close_dropped(self._left_behind.popleft())
 
-    def close(self, error: type[ShardnetError], text: str) -> None:
+    def close(self, error: Callable[[], Error]) -> None:
         """Complete what waits with an error, and close every connection."""
         self.bury()
         for endpoint in self._engine.endpoints():
             if isinstance(endpoint, QueuedEndpoint):
-                endpoint.cancel(error, text)  # One that is connecting is known to the engine alone.
+                endpoint.cancel(error)  # One that is connecting is known to the engine alone.
         for endpoint in self:
-            endpoint.cancel(error, text)
+            endpoint.cancel(error)
             self._engine.free(endpoint)
 
     # Inside.
@@ -203,4 +204,7 @@ def _is_ip(family: int, host: str) -> bool:
 
 
 def _listens(sock: socket.socket) -> bool:
-    return sock.fileno() >= 0 and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # It is closed.
+        return False

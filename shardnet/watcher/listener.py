@@ -23,20 +23,22 @@ ACCEPTS_PER_TURN_MAX: Final = 16  # New connections from one listener, before ot
 EXHAUSTED_PAUSE_S: Final = 0.1
 
 # The connection died between the handshake and the accept: the next in the queue may be well. accept(2) passes on what
-# the network said of it.
+# the network said of it. Not every system knows all of them.
 RETRY_ERRNOS: Final = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EPERM,
-        errno.EPROTO,
-    }
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "EINTR",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENONET",
+        "ENOPROTOOPT",
+        "EPERM",
+        "EPROTO",
+    )
+    if hasattr(errno, name)
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, ShardnetError, WatcherClosed
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from shardnet.watcher.channel import Channel
 
 COMPLETIONS_PER_WAIT_MAX: Final = 4096
-EMPTY: Final = memoryview(b"")
 
 Error = OSError | EOFError | ShardnetError
 
@@ -64,7 +63,7 @@ class Completion:
         buffer = self.buffer
         if self.is_swap_buffer:
             return buffer  # type: ignore[no-any-return]  # one view for all who ask, or the others could not be released
-        return EMPTY if buffer is None else memoryview(buffer).cast("B")[: self.size]
+        return memoryview(b"") if buffer is None else memoryview(buffer).cast("B")[: self.size]
 
     def __repr__(self) -> str:
         error = "" if self.error is None else f" {self.error!r}"
@@ -181,7 +180,7 @@ class Outbox:
             asked.timer.cancel()
             asked.timer = None
         if asked.is_swap and asked.buffer is None:
-            asked.buffer = EMPTY
+            asked.buffer = memoryview(b"")
         asked.rest = None  # The export that kept the caller's buffer from being resized.
         self.done.append(Completion(asked, asked.conn if conn is None else conn, error))
         self.completed += 1
@@ -192,9 +191,10 @@ class Outbox:
         self.submitted += 1
         self.complete(asked, error)
 
-    def cancel_all(self, queue: OperationQueue, error: type[ShardnetError], text: str) -> None:
+    def cancel_all(self, queue: OperationQueue, error: Callable[[], Error]) -> None:
+        """End everything in a queue, each with an error of its own."""
         for asked in queue:
-            self.complete(asked, error(text))
+            self.complete(asked, error())
 
     def hand_out(self) -> list[Completion]:
         """The oldest completions. Their swap buffers are the caller's until `take_back`."""

@@ -21,19 +21,29 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+class _Here(threading.local):
+    """A mark for each thread. (The kernel's and Python's numbers of threads are used again.)"""
+
+    def __init__(self) -> None:
+        self.mark = object()
+
+
+_here = _Here()
+
+
 class Owner:
     """The thread and the process that made it."""
 
-    __slots__ = ("_forks", "_ident", "_thread")
+    __slots__ = ("_forks", "_mark", "_thread")
 
     def __init__(self) -> None:
         self._thread = threading.current_thread()
-        self._ident = threading.get_ident()
+        self._mark = _here.mark
         self._forks = _forks
 
     def check(self) -> None:
         """Raise `RuntimeError` when the caller is somebody else."""
-        if self._ident != threading.get_ident():
+        if self._mark is not _here.mark:
             raise RuntimeError("a watcher belongs to the thread that made it")
         self.check_process()
 
@@ -49,4 +59,4 @@ class Owner:
     @property
     def here(self) -> bool:
         """Whether the caller is the owner, or may stand in for him because his thread has ended."""
-        return self._ident == threading.get_ident() or not self._thread.is_alive()
+        return self._mark is _here.mark or not self._thread.is_alive()

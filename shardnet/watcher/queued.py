@@ -13,7 +13,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from shardnet.errors import ConnectionBroken, ConnectionFreed, DeadlineExceeded, ShardnetError
+from shardnet.errors import ConnectionBroken, ConnectionFreed, DeadlineExceeded
 from shardnet.watcher import _sys
 from shardnet.watcher.counters import Op
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Endpoint
@@ -100,10 +100,10 @@ class QueuedEndpoint(Endpoint):
         elif asked.op is Op.WRITE and asked.moved:
             self._break()
 
-    def cancel(self, error: type[ShardnetError], text: str) -> None:
+    def cancel(self, error: Callable[[], Error]) -> None:
         """Complete everything that waits, reads first, with an error."""
-        self._outbox.cancel_all(self.reads, error, text)
-        self._outbox.cancel_all(self.writes, error, text)
+        self._outbox.cancel_all(self.reads, error)
+        self._outbox.cancel_all(self.writes, error)
 
     # What the engine calls.
 
@@ -126,7 +126,7 @@ class QueuedEndpoint(Endpoint):
 
     def abandon(self) -> int:
         fd = super().abandon()
-        self.cancel(ConnectionFreed, "the connection was freed while the operation waited")
+        self.cancel(lambda: ConnectionFreed("the connection was freed while the operation waited"))
         return fd
 
     # Inside: trying.
@@ -188,7 +188,7 @@ class QueuedEndpoint(Endpoint):
 
     def _write(self, asked: Operation) -> bool:
         if self._broken:
-            self._outbox.complete(asked, ConnectionBroken("an earlier write stopped in its middle"))
+            self._outbox.complete(asked, _broken())
             return True
         rest = asked.rest
         sent = _sys.send(self.fd, rest[:CHUNK_MAX_BYTES])
@@ -231,9 +231,16 @@ class QueuedEndpoint(Endpoint):
     def _break(self) -> None:
         """A write has stopped in its middle: those behind it fail, in their order."""
         self._broken = True
-        self._outbox.cancel_all(self.writes, ConnectionBroken, "an earlier write stopped in its middle")
+        self._outbox.cancel_all(self.writes, _broken)
 
     def _gone(self) -> Error:
-        if self.released:
-            return OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return ConnectionFreed("the connection was freed")
+        return closed_by_user() if self.released else ConnectionFreed("the connection was freed")
+
+
+def closed_by_user() -> OSError:
+    """There is no descriptor any more, and it was not the watcher that closed it."""
+    return OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _broken() -> ConnectionBroken:
+    return ConnectionBroken("an earlier write stopped in its middle")

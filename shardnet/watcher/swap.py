@@ -69,11 +69,12 @@ class Block:
 class Loan:
     """A part of a block in the caller's hands, until it is over."""
 
-    __slots__ = ("block", "over", "view")
+    __slots__ = ("block", "over", "size", "view")
 
-    def __init__(self, block: Block, view: memoryview) -> None:
+    def __init__(self, block: Block, size: int) -> None:
         self.block = block
-        self.view = view
+        self.size = size
+        self.view = block.take(size)  # Which the caller may release before us.
         self.over = False
 
 
@@ -114,7 +115,7 @@ class Swap:
 
     def take(self, size: int) -> Loan:
         """The `size` bytes that were just received."""
-        loan = Loan(self._filling, self._filling.take(size))
+        loan = Loan(self._filling, size)
         self._loans.append(loan)
         self.in_use_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.in_use_bytes)
@@ -130,7 +131,7 @@ class Swap:
             loan = self._loans.popleft()
             loan.over = True
             block = loan.block
-            self.in_use_bytes -= len(loan.view)
+            self.in_use_bytes -= loan.size
             with contextlib.suppress(BufferError):  # Something made of it holds on; `renew` will meet it.
                 loan.view.release()
             block.lent -= 1

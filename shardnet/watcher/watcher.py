@@ -6,7 +6,6 @@ carried out (`queued`, `borrowed`), and how the kernel is asked (`engine`).
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import time
@@ -24,7 +23,7 @@ from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Completion, Operation, OperationQueue, Outbox
 from shardnet.watcher.owner import Owner
 from shardnet.watcher.pollers import new_poller
-from shardnet.watcher.queued import QueuedEndpoint
+from shardnet.watcher.queued import QueuedEndpoint, closed_by_user
 from shardnet.watcher.statistics import Statistics
 from shardnet.watcher.swap import Swap
 from shardnet.watcher.timers import TimerQueue
@@ -48,22 +47,22 @@ class Watcher:
     and `close()` may be called from anywhere.
     """
 
+    _shut_done = True  # Until there is something to close.
+
     def __init__(self, swap_size: int = 65536, *, poller: str | None = None) -> None:
-        self._closing = True  # Until there is something to close.
         if swap_size < 1:
             raise ValueError(f"swap_size is {swap_size}: it takes at least 1 byte")
         self._clock: Callable[[], float] = time.monotonic
         self._owner = Owner()
-        self._engine = Engine(0, poller=new_poller(poller))
         self._outbox = Outbox(Swap(swap_size))
+        self._engine = Engine(0, poller=new_poller(poller))
         self._connections = Connections(self._engine, self._outbox, self._owner)
         self._listeners: dict[int, BorrowedListener] = {}  # By the identity of the socket, which they hold.
         self._sleeps = OperationQueue()
         self._deadlines = TimerQueue()
         self._woken = False
         self._turning = False
-        self._shut_done = False
-        self._closing = False
+        self._closing = self._shut_done = False
 
     def __enter__(self) -> Self:
         return self
@@ -72,11 +71,11 @@ class Watcher:
         self.close()
 
     def __del__(self) -> None:
-        if self._closing:
+        if self._shut_done:
             return
-        self._closing = True
+        asked, self._closing = self._closing, True
         self._shut()
-        if not self._owner.forked:
+        if not asked and not self._owner.forked:
             warnings.warn("a watcher was dropped: close() it", ResourceWarning, stacklevel=2)
 
     # Operations.
@@ -165,7 +164,7 @@ class Watcher:
         self._owner.check()
         borrowed = self._listeners.get(id(conn))
         if borrowed is not None:
-            borrowed.end(ConnectionFreed, "the listener was freed while the accept waited")
+            borrowed.end(lambda: ConnectionFreed("the listener was freed while the accept waited"))
         else:
             self._connections.free(conn)
 
@@ -176,9 +175,9 @@ class Watcher:
         when it was freed, and `OSError` when it has no descriptor any more.
         """
         self._check_open()
-        endpoint = self._find(conn)
+        endpoint = self._connections.find_or_adopt(conn)
         if endpoint is None or endpoint.released:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise closed_by_user()
         if endpoint.fd < 0:
             raise ConnectionFreed("detach of a connection that was freed")
         if endpoint.pending:
@@ -296,9 +295,9 @@ class Watcher:
     def _start(self, conn: Conn, asked: Operation, timeout: float | None) -> None:
         """Begin a read or a write."""
         due_s = self._due_s(timeout)
-        endpoint = self._find(conn)
+        endpoint = self._connections.find_or_adopt(conn)
         if endpoint is None:
-            self._outbox.refuse(asked, OSError(errno.EBADF, os.strerror(errno.EBADF)))
+            self._outbox.refuse(asked, closed_by_user())
         else:
             self._submit(endpoint, asked, due_s, timeout)
 
@@ -314,14 +313,13 @@ class Watcher:
         elif due_s is not None:
             asked.timer = self._deadlines.add(due_s, partial(home.expire, asked))
 
-    def _find(self, conn: Conn) -> QueuedEndpoint | None:
-        if id(conn) in self._listeners:
-            raise ValueError(f"{conn!r} is a listener, on which accepts are pending")
-        return self._connections.find_or_adopt(conn)
-
     def _borrow(self, listener: socket.socket) -> BorrowedListener:
         key = id(listener)
         borrowed = self._listeners.get(key)
+        if listener.fileno() < 0:
+            if borrowed is not None:  # Closed before it was freed.
+                borrowed.end(closed_by_user)
+            raise closed_by_user()
         if borrowed is None:
             give_back = partial(self._listeners.pop, key, None)
             borrowed = BorrowedListener(self._engine, self._outbox, listener, self._connections.open, give_back)
@@ -359,11 +357,14 @@ class Watcher:
         self._shut_done = True
         if self._owner.forked:
             self._engine.disown()
-        text = "the watcher was closed while the operation waited"
+
+        def error() -> WatcherClosed:
+            return WatcherClosed("the watcher was closed while the operation waited")
+
         for borrowed in list(self._listeners.values()):
-            borrowed.end(WatcherClosed, text)
-        self._connections.close(WatcherClosed, text)
-        self._outbox.cancel_all(self._sleeps, WatcherClosed, text)
+            borrowed.end(error)
+        self._connections.close(error)
+        self._outbox.cancel_all(self._sleeps, error)
         self._engine.close()
 
 
