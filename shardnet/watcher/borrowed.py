@@ -23,8 +23,7 @@ from shardnet.watcher.queued import LAST_TRIES_MAX
 class BorrowedListener:
     """One listening socket of the user's, while an accept waits on it or it rests.
 
-    `on_idle()` is called when neither is so any more; the socket is then no longer held. Raises `OSError` when the
-    kernel will not poll it.
+    `on_idle()` is called when neither is so any more; the socket is then no longer held.
     """
 
     def __init__(
@@ -41,9 +40,9 @@ class BorrowedListener:
         self._open_connection = open_connection
         self._on_idle = on_idle
         self._resting = False
-        self._paused = False
+        self._paused = True
         sock.setblocking(False)
-        self._listener = engine.listen(sock, self._on_accept, self._on_exhausted)
+        self._listener = engine.listen(sock, self._on_accept, self._on_exhausted, paused=True)
 
     def submit(self, asked: Operation) -> None:
         oldest = self.accepts.first is None
@@ -78,8 +77,9 @@ class BorrowedListener:
     def _on_exhausted(self, error: OSError) -> None:
         self._resting = True
         self._engine.after(EXHAUSTED_PAUSE_S, self._rested)
-        if self.accepts.first is not None:
-            self._outbox.complete(self.accepts.first, error.with_traceback(None))
+        asked = self.accepts.first
+        assert asked is not None
+        self._outbox.complete(asked, error.with_traceback(None))
         self._settle()
 
     def _rested(self) -> None:
@@ -98,8 +98,10 @@ class BorrowedListener:
             self._on_idle()
 
     def _pause(self, paused: bool) -> None:
-        if paused and not self._paused:
-            self._listener.pause()
-        elif self._paused and not paused:
-            self._listener.resume()
+        if paused == self._paused:
+            return
         self._paused = paused
+        if paused:
+            self._listener.pause()
+        else:
+            self._listener.resume()

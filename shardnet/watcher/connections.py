@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from shardnet.watcher.channel import Channel
 from shardnet.watcher.engine import Engine
@@ -112,9 +112,8 @@ class Connections:
     def close(self, error: Callable[[], Error]) -> None:
         """Complete what waits with an error, and close every connection."""
         self.bury()
-        for endpoint in self._engine.endpoints():
-            if isinstance(endpoint, QueuedEndpoint):
-                endpoint.cancel(error)  # One that is connecting is known to the engine alone.
+        for endpoint in cast("list[QueuedEndpoint]", self._engine.endpoints()):
+            endpoint.cancel(error)  # One that is connecting is known to the engine alone.
         for endpoint in self:
             endpoint.cancel(error)
             self._engine.free(endpoint)
@@ -185,13 +184,13 @@ def check_address(address: Any) -> tuple[int, Any]:
     if not _is_ip(socket.AF_INET6, host):
         raise ValueError(f"connect: {address!r} is no IP address: look the name up before, with socket.getaddrinfo")
     flow, number = (*more, 0, 0)[:2]
-    if not 0 <= flow <= FLOW_MAX or not 0 <= number <= SCOPE_MAX:
-        raise ValueError(f"connect: {address!r}: no such flow or scope")
     if scope:
         try:
             number = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
         except OSError as error:
             raise ValueError(f"connect: {address!r}: there is no interface {scope!r}") from error
+    if not 0 <= flow <= FLOW_MAX or not 0 <= number <= SCOPE_MAX:
+        raise ValueError(f"connect: {address!r}: no such flow or scope")
     return socket.AF_INET6, (host, port, flow, number)
 
 

@@ -145,13 +145,17 @@ class Engine:
         on_exhausted: Callable[[OSError], None],
         *,
         exclusive: bool = False,
+        paused: bool = False,
     ) -> Listener:
         """Accept on `sock`, a listening, non-blocking socket that stays the caller's, until `unlisten`.
 
         `exclusive`: other processes accept on it too. One of them is woken for a connection, and takes one a turn.
+        `paused`: not before the first `resume`. Raises `OSError` when the kernel will not poll it.
         """
         self._check_open()
         listener = Listener(self.poller, self.cells, self.after, sock, on_accept, on_exhausted, exclusive)
+        if not paused:
+            listener.start()
         self._enter(listener.fd, listener)
         return listener
 

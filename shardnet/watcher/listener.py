@@ -78,18 +78,22 @@ class Listener:
         self._after = after
         self._sock = sock
         self._fd = sock.fileno()
-        self._pauses = 0
+        self._pauses = 1
         self._events = _sys.EVENT_IN | _sys.EVENT_EXCLUSIVE if exclusive else _sys.EVENT_IN
         self.exclusive = exclusive
         self.accepts_per_turn = 1 if exclusive else ACCEPTS_PER_TURN_MAX
         self.on_accept = on_accept
         self.on_exhausted = on_exhausted
-        poller.add(self._fd, self._events)
 
     @property
     def fd(self) -> int:
         """The descriptor; -1 once stopped."""
         return self._fd
+
+    def start(self) -> None:
+        """End the pause in which it begins. Raises `OSError` when the kernel refuses: `resume` would try again."""
+        self._poller.add(self._fd, self._events)
+        self._pauses = 0
 
     def pause(self) -> None:
         """Leave new connections in the backlog until a matching `resume`."""

@@ -28,6 +28,7 @@ from shardnet.watcher.statistics import Statistics
 from shardnet.watcher.swap import Swap
 from shardnet.watcher.timers import TimerQueue
 
+DEADLINES_PER_WAIT_MAX: Final = 4096  # As many as there are completions: the others are due the next time.
 FOREVER_S: Final = 1e9  # Some thirty years. The kernel's clocks take no more than a few times that.
 
 
@@ -120,7 +121,7 @@ class Watcher:
         asked = Operation(Op.ACCEPT, ctx)
         try:
             borrowed = self._borrow(listener)
-        except OSError as error:  # It is closed, or the kernel will not poll it.
+        except OSError as error:  # It is closed.
             self._outbox.refuse(asked, error.with_traceback(None))
         else:
             self._submit(borrowed, asked, due_s, timeout)
@@ -347,7 +348,10 @@ class Watcher:
 
     def _expire(self) -> None:
         now_s = self._clock()
-        while (expire := self._deadlines.take_due(now_s)) is not None:
+        for _ in range(DEADLINES_PER_WAIT_MAX):
+            expire = self._deadlines.take_due(now_s)
+            if expire is None:
+                return
             expire()
 
     def _shut(self) -> None:
