@@ -43,7 +43,9 @@ test-load: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-dev
-	$(BIN)/python -m coverage run -m pytest tests/engine tests/watcher $(PYTEST_ARGS)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not load" tests/engine tests/watcher $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 stress: $(VENV)/.installed
