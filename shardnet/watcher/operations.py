@@ -199,8 +199,13 @@ class Outbox:
     def hand_out(self) -> list[Completion]:
         """The oldest completions. Their swap buffers are the caller's until `take_back`."""
         done = self.done
-        batch = [done.popleft() for _ in range(min(len(done), COMPLETIONS_PER_WAIT_MAX))]
-        self._handed_out += sum(1 for completion in batch if completion.is_swap_buffer and completion.size)
+        if len(done) <= COMPLETIONS_PER_WAIT_MAX:
+            batch = list(done)
+            done.clear()
+            self._handed_out = self.swap.lent  # All of them.
+        else:
+            batch = [done.popleft() for _ in range(COMPLETIONS_PER_WAIT_MAX)]
+            self._handed_out = sum(1 for completion in batch if completion.is_swap_buffer and completion.size)
         return batch
 
     def take_back(self) -> None:

@@ -133,12 +133,13 @@ class QueuedEndpoint(Endpoint):
 
     def _advance(self, queue: OperationQueue) -> bool:
         """Try the operations of one direction in their order: whether there may be more to do at once."""
+        attempt = self._read if queue is self.reads else self._write
         for _ in range(CALLS_PER_TURN_MAX):
             asked = queue.first
             if asked is None:
                 return False
             try:
-                moved = self._attempt(asked)
+                moved = attempt(asked)
             except OSError as error:
                 self._fail(asked, error)
                 continue
@@ -152,17 +153,8 @@ class QueuedEndpoint(Endpoint):
         self._ask_proceed()
         return True
 
-    def _attempt(self, asked: Operation) -> bool:
-        """One system call for the oldest operation of its direction: False for "not now"."""
-        match asked.op:
-            case Op.READ:
-                return self._read(asked)
-            case Op.WRITE:
-                return self._write(asked)
-            case _:
-                return self._connect(asked)
-
     def _read(self, asked: Operation) -> bool:
+        """One system call for the oldest read: False for "not now"."""
         rest = asked.rest
         if self._ended:
             size = 0  # Not asked again: behind the end of the stream, an error may stand.
@@ -187,6 +179,9 @@ class QueuedEndpoint(Endpoint):
         return True
 
     def _write(self, asked: Operation) -> bool:
+        """One system call for the oldest write, or the connect: False for "not now"."""
+        if asked.op is Op.CONNECT:
+            return self._connect(asked)
         if self._broken:
             self._outbox.complete(asked, _broken())
             return True

@@ -121,6 +121,11 @@ class Swap:
         self.peak_bytes = max(self.peak_bytes, self.in_use_bytes)
         return loan
 
+    @property
+    def lent(self) -> int:
+        """How many loans are not over."""
+        return len(self._loans)
+
     def owns(self, view: memoryview) -> bool:
         """Whether `view` shows memory that will be used again."""
         return id(view.obj) in self._blocks

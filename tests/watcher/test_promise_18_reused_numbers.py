@@ -345,7 +345,7 @@ def test_number_of_a_listener_that_rests_goes_to_a_connection_when_its_user_clos
 @pytest.mark.parametrize("free", [True, False], ids=["freed", "dropped"])
 def test_new_object_at_the_address_of_an_old_one_is_not_taken_for_it(bench: Bench, free: bool) -> None:
     """Not only numbers are used again: so is memory, and with it an object's identity."""
-    identities = set()
+    identities: set[int] = set()
     for count in range(300):
         if count > 50 and len(identities) < count:
             break  # One came twice.
