@@ -1,8 +1,9 @@
 # The one entry point. `make run` and `make test` need Python 3.11 or newer with pip, and nothing else.
 #
 #   make run          serve the echo example on 8 shards, with /metrics on 127.0.0.1:9464
-#   make test         all checks and tests (minutes)
+#   make test         all checks, and all tests but those below (minutes)
 #   make lint         the checks alone: ruff, mypy
+#   make test-slow    the watcher at full size: 12,000 connections, 100 MB, random scripts (minutes; CI runs it)
 #   make test-load    the full-size load tests (longer)
 #   make coverage     every line and branch of the watcher, run by its tests (minutes)
 #   make stress       the watcher under random operations on 8000 connections, for SECONDS (600)
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 # Silent about what build backends warn of: none of it is for whoever types `make run`.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip
 
-.PHONY: run test lint test-load coverage stress clean
+.PHONY: run test lint test-slow test-load coverage stress clean
 
 run: $(VENV)/.installed
 	@$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
@@ -39,12 +40,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
 test-load: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
 
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not slow and not load" tests/engine tests/watcher $(PYTEST_ARGS)
+	$(BIN)/python -m coverage run -m pytest tests/engine tests/watcher $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
