@@ -11,7 +11,16 @@ from typing import Final
 
 from shardnet.errors import ConnectionFreed
 from shardnet.watcher import _sys
-from shardnet.watcher.counters import READ_CANCELLED, READ_EOF, READ_OK, TRAFFIC_ALONE, WRITE_CANCELLED, WRITE_OK, Op
+from shardnet.watcher.counters import (
+    READ_CANCELLED,
+    READ_EOF,
+    READ_OK,
+    TRAFFIC_ALONE,
+    TRAFFIC_SENT,
+    WRITE_CANCELLED,
+    WRITE_OK,
+    Op,
+)
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Agenda, Endpoint
 
 WRITES_PER_TURN_MAX: Final = 16  # Writes from one queue, before others get the turn.
@@ -131,7 +140,8 @@ class HookEndpoint(Endpoint):
         if received < size and self._drained_when_short:
             self._drained()
         agenda.cells[READ_OK] += 1
-        self._count_received(received)
+        self.received_bytes += received
+        agenda.cells[self.traffic] += received
         return data
 
     def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
@@ -156,7 +166,8 @@ class HookEndpoint(Endpoint):
             except OSError as error:
                 agenda.count_failure(Op.WRITE, error)
                 raise
-            self._count_sent(sent)
+            self.sent_bytes += sent
+            agenda.cells[self.traffic + TRAFFIC_SENT] += sent
             if sent == size:
                 agenda.cells[WRITE_OK] += 1
                 return True
@@ -261,7 +272,8 @@ class HookEndpoint(Endpoint):
 
     def _drained(self) -> None:
         self.readable = False
-        self._rearm(_sys.EVENT_IN)
+        if self._agenda.rearm is not None:
+            self._agenda.rearm(self.fd, _sys.EVENT_IN)
 
     def _drop_sent(self, queue: deque[bytes | memoryview], sent: int) -> None:
         cells = self._agenda.cells
