@@ -60,7 +60,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
 # The modules of the watcher, from the bottom up: each may import those before it.
 WATCHER: Final = (
     "_sys", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "engine",
-    "owner", "statistics", "swap", "operations", "queued", "channel", "connections", "borrowed", "watcher", "__init__",
+    "owner", "swap", "operations", "queued", "channel", "connections", "borrowed", "statistics", "watcher", "__init__",
 )  # fmt: skip
 
 # Libraries that a worker or the supervisor must not pay for: part by part, who may import them.

@@ -18,16 +18,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, cast
 
+from shardnet.errors import ConnectionFreed
 from shardnet.watcher.channel import Channel
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Error, Outbox
 from shardnet.watcher.owner import Owner
-from shardnet.watcher.queued import QueuedEndpoint
+from shardnet.watcher.queued import QueuedEndpoint, closed_by_user
 
 Conn = socket.socket | Channel
 
 FLOW_MAX: Final = 2**20 - 1
 SCOPE_MAX: Final = 2**32 - 1
+UNIX_PATH_MAX_BYTES: Final = 107  # On Linux; others have a little less, and say so when they are asked to connect.
 
 
 class Connections:
@@ -40,7 +42,7 @@ class Connections:
         self._owner = owner
         # By the identity of the user's object, for as long as that lives.
         self._endpoints: dict[int, tuple[weakref.ref[Any], QueuedEndpoint]] = {}
-        self._left_behind: deque[QueuedEndpoint] = deque()  # Dropped by the garbage collector in another thread.
+        self._left_behind: deque[QueuedEndpoint] = deque()  # Dropped where it could not be closed.
 
     def __iter__(self) -> Iterator[QueuedEndpoint]:
         """Every connection that is open."""
@@ -74,9 +76,12 @@ class Connections:
         """What the user gets to hold of a connection that was accepted."""
         return self._make(QueuedEndpoint(self._engine, self._outbox, fd, socket.getdefaulttimeout()), peer)
 
-    def begin(self, family: int, address: Any) -> QueuedEndpoint:
-        """The endpoint of a socket that is to be connected. Raises `OSError`."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    def begin(self, family: int, address: Any) -> QueuedEndpoint | OSError:
+        """The endpoint of a socket that is to be connected; or why there is none: no descriptor, say."""
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            return error.with_traceback(None)
         timeout_s = sock.gettimeout()
         sock.setblocking(False)
         endpoint = QueuedEndpoint(self._engine, self._outbox, sock.detach(), timeout_s)
@@ -97,15 +102,22 @@ class Connections:
             if endpoint is not None:
                 self._engine.free(endpoint)
 
-    def give_back(self, endpoint: QueuedEndpoint) -> socket.socket:
+    def detach(self, conn: Conn) -> socket.socket:
         """A socket object for the descriptor, which is no more the watcher's."""
+        endpoint = self.find_or_adopt(conn)
+        if endpoint is None or endpoint.released:
+            raise closed_by_user()
+        if endpoint.fd < 0:
+            raise ConnectionFreed("detach of a connection that was freed")
+        if endpoint.pending:
+            raise ValueError(f"detach: operations are pending on {conn!r}")
         endpoint.released = True
         sock = socket.socket(fileno=self._engine.release(endpoint))
         sock.settimeout(endpoint.timeout_s)
         return sock
 
     def bury(self) -> None:
-        """Close what the garbage collector has dropped in another thread."""
+        """Close what was dropped in another thread, or in the middle of a call."""
         while self._left_behind:
             self._close_dropped(self._left_behind.popleft())
 
@@ -136,7 +148,7 @@ class Connections:
         if self._owner.forked:
             self._engine.disown()
             self._engine.free(endpoint)
-        elif self._owner.here:
+        elif self._owner.here and not self._owner.busy:
             self._close_dropped(endpoint)
         else:
             self._left_behind.append(endpoint)
@@ -167,6 +179,8 @@ def check_address(address: Any) -> tuple[int, Any]:
     """
     if isinstance(address, str | bytes):
         path = os.fsencode(address)
+        if len(path) > UNIX_PATH_MAX_BYTES:
+            raise ValueError(f"connect: {address!r} is too long: a unix socket's path has {UNIX_PATH_MAX_BYTES} bytes")
         if b"\0" in path and not path.startswith(b"\0"):  # Which begins a name in the abstract namespace.
             raise ValueError(f"connect: {address!r} is no path: it holds a zero byte")
         return socket.AF_UNIX, path

@@ -42,6 +42,10 @@ RETRY_ERRNOS: Final = frozenset(
 )
 
 
+def _nobody(*_: Any) -> None:
+    pass
+
+
 class Listener:
     """One listening socket, never closed or shut down here.
 
@@ -120,6 +124,7 @@ class Listener:
         if self._pauses == 0 and self._open:
             self._poller.remove(self._fd)
         self._fd = -1
+        self.on_accept = self.on_exhausted = _nobody  # Who asked refers to us.
 
     @property
     def _open(self) -> bool:

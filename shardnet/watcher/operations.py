@@ -158,12 +158,11 @@ class OperationQueue:
 class Outbox:
     """Completions on their way to the caller, and what they count."""
 
-    __slots__ = ("_handed_out", "completed", "done", "outcomes", "submitted", "swap")
+    __slots__ = ("_handed_out", "done", "outcomes", "submitted", "swap")
 
     def __init__(self, swap: Swap) -> None:
         self.swap = swap
         self.submitted = 0
-        self.completed = 0
         self.outcomes = [0] * len(Outcome)
         self.done: deque[Completion] = deque()
         self._handed_out = 0  # Views of the swap buffer that are in the caller's hands.
@@ -173,18 +172,20 @@ class Outbox:
     ) -> None:
         """End an operation. `conn` is what ACCEPT and CONNECT have made. The one place where an operation ends."""
         assert not asked.done
+        if asked.is_swap and asked.buffer is None:
+            asked.buffer = memoryview(b"")
+        completion = Completion(asked, asked.conn if conn is None else conn, error)
+        outcome = _outcome(error)
+        # An interrupt does not come between these three, and may come before and after.
         asked.done = True
+        self.outcomes[outcome] += 1
+        self.done.append(completion)
         if asked.queue is not None:
             asked.queue.remove(asked)
         if asked.timer is not None:
             asked.timer.cancel()
             asked.timer = None
-        if asked.is_swap and asked.buffer is None:
-            asked.buffer = memoryview(b"")
         asked.rest = None  # The export that kept the caller's buffer from being resized.
-        self.done.append(Completion(asked, asked.conn if conn is None else conn, error))
-        self.completed += 1
-        self.outcomes[_outcome(error)] += 1
 
     def refuse(self, asked: Operation, error: Error) -> None:
         """End an operation before it has begun."""
@@ -194,7 +195,8 @@ class Outbox:
     def cancel_all(self, queue: OperationQueue, error: Callable[[], Error]) -> None:
         """End everything in a queue, each with an error of its own."""
         for asked in queue:
-            self.complete(asked, error())
+            if not asked.done:  # An interrupt may have kept it from leaving the queue.
+                self.complete(asked, error())
 
     def hand_out(self) -> list[Completion]:
         """The oldest completions. Their swap buffers are the caller's until `take_back`."""
@@ -202,7 +204,7 @@ class Outbox:
         if len(done) <= COMPLETIONS_PER_WAIT_MAX:
             batch = list(done)
             done.clear()
-            self._handed_out = self.swap.lent  # All of them.
+            self._handed_out = self.swap.lent  # What is lent and not in `done` was handed out, and taken back since.
         else:
             batch = [done.popleft() for _ in range(COMPLETIONS_PER_WAIT_MAX)]
             self._handed_out = sum(1 for completion in batch if completion.is_swap_buffer and completion.size)

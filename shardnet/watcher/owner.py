@@ -32,20 +32,27 @@ _here = _Here()
 
 
 class Owner:
-    """The thread and the process that made it."""
+    """The thread and the process that made it, and whether a call of theirs is under way.
 
-    __slots__ = ("_forks", "_mark", "_thread")
+    A signal handler, or whatever the garbage collector runs, may come in the middle of a call. What it finds there is
+    half done, so what it asks for has to wait for the end, or is refused.
+    """
+
+    __slots__ = ("_forks", "_mark", "_thread", "busy")
 
     def __init__(self) -> None:
         self._thread = threading.current_thread()
         self._mark = _here.mark
         self._forks = _forks
+        self.busy = False
 
     def check(self) -> None:
         """Raise `RuntimeError` when the caller is somebody else."""
         if self._mark is not _here.mark:
             raise RuntimeError("a watcher belongs to the thread that made it")
         self.check_process()
+        if self.busy:
+            raise RuntimeError("a signal handler or a finalizer may call wake() and close() of a watcher, nothing else")
 
     def check_process(self) -> None:
         if self._forks != _forks:

@@ -87,11 +87,13 @@ class PollPoller:
 
     def poll(self, timeout_s: float | None) -> int:
         timeout_ms = None if timeout_s is None else min(max(timeout_s, 0.0), _sys.WAIT_MAX_S) * 1000.0
-        self._events = [(fd, self._note(fd, events)) for fd, events in self._poll.poll(timeout_ms)]
+        self._events = self._poll.poll(timeout_ms)
         return len(self._events)
 
     def event(self, index: int) -> tuple[int, int]:
-        return self._events[index]
+        # Looked away from only now, so that what an interrupt keeps from being told is told again.
+        fd, events = self._events[index]
+        return fd, self._note(fd, events) if fd in self._armed else 0
 
     def close(self) -> None:
         self._armed.clear()

@@ -30,6 +30,8 @@ CALLS_PER_TURN_MAX: Final = 16
 # At a deadline, how often that share is given to one operation: for more than a kernel holds of one connection by
 # default (6 MiB), and not for as long as a peer may go on.
 LAST_TRIES_MAX: Final = 8
+# Errors that are not the connection's end. EPIPE tells of our own direction alone.
+PASSING_ERRNOS: Final = frozenset({errno.EPIPE, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
 
 
 class QueuedEndpoint(Endpoint):
@@ -39,6 +41,7 @@ class QueuedEndpoint(Endpoint):
         "_broken",
         "_ended",
         "_engine",
+        "_failure",
         "_inward",
         "_outbox",
         "_outward",
@@ -64,6 +67,7 @@ class QueuedEndpoint(Endpoint):
         self._inward = False  # What a poll, or a share that was used up, left to be tried.
         self._outward = False
         self._ended = False  # The peer has ended its stream.
+        self._failure: int | None = None  # What the kernel has told once: from then on it says that the stream is over.
         self._broken = False  # A write has stopped in its middle: what follows would be taken for the rest of it.
 
     @property
@@ -126,6 +130,7 @@ class QueuedEndpoint(Endpoint):
 
     def abandon(self) -> int:
         fd = super().abandon()
+        self.on_connected = None
         self.cancel(lambda: ConnectionFreed("the connection was freed while the operation waited"))
         return fd
 
@@ -165,6 +170,8 @@ class QueuedEndpoint(Endpoint):
         if size < 0:
             return False
         if size == 0:
+            if self._failure and not self._ended:
+                raise OSError(self._failure, os.strerror(self._failure))
             self._ended = True
             self._outbox.complete(asked, EOFError("the peer has ended the stream"))
             return True
@@ -202,6 +209,7 @@ class QueuedEndpoint(Endpoint):
             return False
         assert self.on_connected is not None
         self._outbox.complete(asked, conn=self.on_connected())
+        self.on_connected = None  # It refers to us.
         return True
 
     def _wait(self, asked: Operation) -> None:
@@ -217,6 +225,8 @@ class QueuedEndpoint(Endpoint):
             self._registered = True
 
     def _fail(self, asked: Operation, error: OSError) -> None:
+        if error.errno not in PASSING_ERRNOS:
+            self._failure = error.errno
         self._outbox.complete(asked, error.with_traceback(None))  # Its frames refer to the connection.
         if asked.op is Op.CONNECT:
             self._engine.free(self)

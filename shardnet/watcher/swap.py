@@ -153,11 +153,11 @@ class Swap:
 
     def _retire(self, block: Block) -> None:
         """Everything that was taken of the block was given back: keep it for later, if it is fit for that."""
-        if len(block.memory) == self.size_bytes and len(self._spares) < SPARES_MAX:
-            if block.renew():
-                self._spares.append(block)
-                return
+        if not block.renew():
             self.abandoned += 1
+        elif len(block.memory) == self.size_bytes and len(self._spares) < SPARES_MAX:
+            self._spares.append(block)
+            return
         del self._blocks[id(block.memory)]
 
     def _new_block(self, size_bytes: int) -> Block:

@@ -18,13 +18,13 @@ from typing import Any, Final, Self
 from shardnet.errors import ConnectionFreed, WatcherClosed
 from shardnet.watcher.borrowed import BorrowedListener
 from shardnet.watcher.connections import Conn, Connections, check_address, check_stream
-from shardnet.watcher.counters import LOOP_TURNS, TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome
+from shardnet.watcher.counters import Op
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Completion, Operation, OperationQueue, Outbox
 from shardnet.watcher.owner import Owner
 from shardnet.watcher.pollers import new_poller
 from shardnet.watcher.queued import QueuedEndpoint, closed_by_user
-from shardnet.watcher.statistics import Statistics
+from shardnet.watcher.statistics import Statistics, gather
 from shardnet.watcher.swap import Swap
 from shardnet.watcher.timers import TimerQueue
 
@@ -62,7 +62,6 @@ class Watcher:
         self._sleeps = OperationQueue()
         self._deadlines = TimerQueue()
         self._woken = False
-        self._turning = False
         self._closing = self._shut_done = False
 
     def __enter__(self) -> Self:
@@ -119,12 +118,17 @@ class Watcher:
         check_stream(listener)
         due_s = self._due_s(timeout)
         asked = Operation(Op.ACCEPT, ctx)
+        self._owner.busy = True
         try:
+            self._check_closing()
             borrowed = self._borrow(listener)
-        except OSError as error:  # It is closed.
-            self._outbox.refuse(asked, error.with_traceback(None))
-        else:
-            self._submit(borrowed, asked, due_s, timeout)
+            if borrowed is None:
+                self._outbox.refuse(asked, closed_by_user())
+            else:
+                self._submit(borrowed, asked, due_s, timeout)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     def connect(self, address: Any, *, ctx: object = None, timeout: float | None = None) -> None:
         """Connect to `address`; the completion's `conn` is the new `Channel`.
@@ -136,12 +140,17 @@ class Watcher:
         due_s = self._due_s(timeout)
         family, rest = check_address(address)
         asked = Operation(Op.CONNECT, ctx, rest=rest)
+        self._owner.busy = True
         try:
+            self._check_closing()
             endpoint = self._connections.begin(family, address)
-        except OSError as error:  # No descriptor, say.
-            self._outbox.refuse(asked, error.with_traceback(None))
-        else:
-            self._submit(endpoint, asked, due_s, timeout)
+            if isinstance(endpoint, OSError):
+                self._outbox.refuse(asked, endpoint)
+            else:
+                self._submit(endpoint, asked, due_s, timeout)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     def sleep(self, seconds: float, *, ctx: object = None) -> None:
         """A TIMER completion in `seconds`, at least 0."""
@@ -150,9 +159,15 @@ class Watcher:
         if due_s is None:
             raise ValueError(f"sleep({seconds}): it takes seconds, at most {FOREVER_S:.0f}")
         asked = Operation(Op.TIMER, ctx)
-        self._outbox.submitted += 1
-        self._sleeps.append(asked)
-        asked.timer = self._deadlines.add(due_s, partial(self._outbox.complete, asked))
+        self._owner.busy = True
+        try:
+            self._check_closing()
+            self._outbox.submitted += 1
+            self._sleeps.append(asked)
+            asked.timer = self._deadlines.add(due_s, partial(self._outbox.complete, asked))
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     # Connections.
 
@@ -163,11 +178,16 @@ class Watcher:
         back instead, and stays open.
         """
         self._owner.check()
-        borrowed = self._listeners.get(id(conn))
-        if borrowed is not None:
-            borrowed.end(lambda: ConnectionFreed("the listener was freed while the accept waited"))
-        else:
-            self._connections.free(conn)
+        self._owner.busy = True
+        try:
+            borrowed = self._listeners.get(id(conn))
+            if borrowed is not None:
+                borrowed.end(lambda: ConnectionFreed("the listener was freed while the accept waited"))
+            else:
+                self._connections.free(conn)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     def detach(self, conn: Conn) -> socket.socket:
         """Give the descriptor of a connection back: a new socket object, with the timeout that the old one had.
@@ -176,14 +196,13 @@ class Watcher:
         when it was freed, and `OSError` when it has no descriptor any more.
         """
         self._check_open()
-        endpoint = self._connections.find_or_adopt(conn)
-        if endpoint is None or endpoint.released:
-            raise closed_by_user()
-        if endpoint.fd < 0:
-            raise ConnectionFreed("detach of a connection that was freed")
-        if endpoint.pending:
-            raise ValueError(f"detach: operations are pending on {conn!r}")
-        return self._connections.give_back(endpoint)
+        self._owner.busy = True
+        try:
+            self._check_closing()
+            return self._connections.detach(conn)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     # Completions.
 
@@ -196,24 +215,13 @@ class Watcher:
         """
         self._owner.check()
         until_s = self._due_s(timeout)
-        self._outbox.take_back()
-        while True:
-            if self._closing:
-                self._shut()
-                if not self._outbox.done:
-                    raise WatcherClosed("wait_io of a watcher that is closed")
-            else:
-                self._turn(until_s)
-                self._connections.bury()
-                self._expire()
-            if self._outbox.done:
-                self._woken = False
-                return self._outbox.hand_out()
-            if self._woken:
-                self._woken = False
-                return []
-            if until_s is not None and self._clock() >= until_s and not self._closing:
-                return []
+        self._owner.busy = True
+        try:
+            self._outbox.take_back()
+            return self._wait(until_s)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     def wake(self) -> None:
         """Make a `wait_io` that waits return, or the next one. From any thread, and from a signal handler."""
@@ -224,32 +232,7 @@ class Watcher:
     def statistics(self) -> Statistics:
         """What was counted, and what is so now. Takes time for each connection."""
         self._owner.check()
-        outbox, cells, swap = self._outbox, self._engine.cells, self._outbox.swap
-        connections = list(self._connections)
-        return Statistics(
-            submitted=outbox.submitted,
-            completed=outbox.completed,
-            completed_ok=outbox.outcomes[Outcome.OK],
-            completed_eof=outbox.outcomes[Outcome.EOF],
-            completed_cancelled=outbox.outcomes[Outcome.CANCELLED],
-            completed_deadline=outbox.outcomes[Outcome.DEADLINE],
-            completed_reset=outbox.outcomes[Outcome.RESET],
-            completed_error=outbox.outcomes[Outcome.ERROR],
-            pending=outbox.submitted - outbox.completed,
-            waiting=len(outbox.done),
-            deadlines=len(self._deadlines),
-            connections=len(connections),
-            connections_pending=sum(1 for endpoint in connections if endpoint.pending),
-            connections_dropped=self._connections.dropped,
-            received_bytes=cells[TRAFFIC_ALONE + TRAFFIC_RECEIVED],
-            sent_bytes=cells[TRAFFIC_ALONE + TRAFFIC_SENT],
-            swap_capacity_bytes=swap.size_bytes,
-            swap_in_use_bytes=swap.in_use_bytes,
-            swap_peak_bytes=swap.peak_bytes,
-            swap_exhausted=swap.exhausted,
-            swap_abandoned=swap.abandoned,
-            turns=cells[LOOP_TURNS],
-        )
+        return gather(self._engine, self._outbox, self._connections, self._deadlines)
 
     def set_affinity(self, cpu: int) -> None:
         """Pin the calling thread to one CPU. Raises `ValueError` for one that does not exist, or may not be used."""
@@ -271,15 +254,19 @@ class Watcher:
         child's copies, and disturbs nobody.
         """
         self._closing = True
-        if self._owner.forked or (self._owner.here and not self._turning):
+        if self._owner.forked or (self._owner.here and not self._owner.busy):
             self._shut()
         else:
-            self._engine.wake()  # `wait_io` carries it out. It may be a signal handler that calls from inside of it.
+            self._engine.wake()  # The owner's next call carries it out, or the one in the middle of which we are.
 
     # Inside: the caller.
 
     def _check_open(self) -> None:
         self._owner.check()
+        self._check_closing()
+
+    def _check_closing(self) -> None:
+        """To be called when busy, too: until then, a signal handler may close."""
         if self._closing:
             raise WatcherClosed("asked of a watcher that is closed")
 
@@ -291,16 +278,28 @@ class Watcher:
             raise ValueError(f"timeout {timeout}: it takes seconds, 0 or more")
         return self._clock() + timeout if timeout < FOREVER_S else None
 
+    def _finish(self) -> None:
+        """At the end of a call: what came in its middle, and had to wait."""
+        self._connections.bury()
+        if self._closing:
+            self._shut()
+
     # Inside: operations.
 
     def _start(self, conn: Conn, asked: Operation, timeout: float | None) -> None:
         """Begin a read or a write."""
         due_s = self._due_s(timeout)
-        endpoint = self._connections.find_or_adopt(conn)
-        if endpoint is None:
-            self._outbox.refuse(asked, closed_by_user())
-        else:
-            self._submit(endpoint, asked, due_s, timeout)
+        self._owner.busy = True
+        try:
+            self._check_closing()
+            endpoint = self._connections.find_or_adopt(conn)
+            if endpoint is None:
+                self._outbox.refuse(asked, closed_by_user())
+            else:
+                self._submit(endpoint, asked, due_s, timeout)
+        finally:
+            self._owner.busy = False
+            self._finish()
 
     def _submit(
         self, home: QueuedEndpoint | BorrowedListener, asked: Operation, due_s: float | None, timeout: float | None
@@ -314,13 +313,14 @@ class Watcher:
         elif due_s is not None:
             asked.timer = self._deadlines.add(due_s, partial(home.expire, asked))
 
-    def _borrow(self, listener: socket.socket) -> BorrowedListener:
+    def _borrow(self, listener: socket.socket) -> BorrowedListener | None:
+        """None when its user has closed it."""
         key = id(listener)
         borrowed = self._listeners.get(key)
         if listener.fileno() < 0:
             if borrowed is not None:  # Closed before it was freed.
                 borrowed.end(closed_by_user)
-            raise closed_by_user()
+            return None
         if borrowed is None:
             give_back = partial(self._listeners.pop, key, None)
             borrowed = BorrowedListener(self._engine, self._outbox, listener, self._connections.open, give_back)
@@ -329,12 +329,24 @@ class Watcher:
 
     # Inside: the wait.
 
-    def _turn(self, until_s: float | None) -> None:
-        self._turning = True
-        try:
-            self._engine.turn(self._wait_s(until_s))
-        finally:
-            self._turning = False
+    def _wait(self, until_s: float | None) -> list[Completion]:
+        while True:
+            if self._closing:
+                self._shut()
+                if not self._outbox.done:
+                    raise WatcherClosed("wait_io of a watcher that is closed")
+            else:
+                self._engine.turn(self._wait_s(until_s))
+                self._connections.bury()
+                self._expire()
+            if self._outbox.done:
+                self._woken = False
+                return self._outbox.hand_out()
+            if self._woken:
+                self._woken = False
+                return []
+            if until_s is not None and self._clock() >= until_s and not self._closing:
+                return []
 
     def _wait_s(self, until_s: float | None) -> float | None:
         if self._outbox.done or self._woken:
@@ -365,11 +377,13 @@ class Watcher:
         def error() -> WatcherClosed:
             return WatcherClosed("the watcher was closed while the operation waited")
 
-        for borrowed in list(self._listeners.values()):
-            borrowed.end(error)
-        self._connections.close(error)
-        self._outbox.cancel_all(self._sleeps, error)
-        self._engine.close()
+        try:
+            for borrowed in list(self._listeners.values()):
+                borrowed.end(error)
+            self._connections.close(error)
+            self._outbox.cancel_all(self._sleeps, error)
+        finally:
+            self._engine.close()
 
 
 def _writable(buffer: Any) -> memoryview:

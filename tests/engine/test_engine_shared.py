@@ -97,8 +97,10 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
     crew.dismiss()
 
 
-def test_two_processes_share_the_connections_of_a_quiet_server(crew: Crew) -> None:
+def test_two_processes_share_the_connections_of_a_quiet_server(crew: Crew, poller: str) -> None:
     """The kernel wakes the first in line, and that was the same process each time: it got them all."""
+    if poller == "poll":
+        pytest.skip("poll knows no exclusive wake-ups: both wake, and the faster one takes the connection")
     crew.hire()
     crew.hire()
     answers = crew.serve(200)

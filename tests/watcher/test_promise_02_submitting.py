@@ -318,9 +318,11 @@ def test_connect_to_a_path_that_does_not_exist_is_an_error_of_the_completion(ben
     assert answer.conn is None
 
 
-def test_connect_to_a_path_that_is_too_long_is_an_error_of_the_completion(bench: Bench) -> None:
-    bench.watcher.connect("/tmp/" + "x" * 200)
-    assert isinstance(bench.one().error, OSError)
+def test_connect_to_a_path_that_is_too_long_is_the_callers_error(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="too long: a unix socket's path has 107 bytes"):
+        bench.watcher.connect("/tmp/" + "x" * 103)
+    bench.watcher.connect("/tmp/" + "x" * 102)
+    assert isinstance(bench.one().error, FileNotFoundError)
 
 
 def test_connect_to_a_unix_socket_whose_backlog_is_full_is_an_error_of_the_completion(
