@@ -43,7 +43,7 @@ RETRY_ERRNOS: Final = frozenset(
 
 
 def _nobody(*_: Any) -> None:
-    pass
+    """Whom a listener tells that has stopped."""
 
 
 class Listener:

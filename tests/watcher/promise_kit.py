@@ -90,11 +90,21 @@ def full_listener(bench: Bench) -> socket.socket:
     return listener
 
 
+def _taken() -> tuple[str, int]:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    host, port = taken.getsockname()
+    taken.detach()
+    return host, port
+
+
+_TAKEN = _taken()
+
+
 def unused_address() -> tuple[str, int]:
-    """A loopback address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host, port = listener.getsockname()
-        return host, port
+    """A loopback address where nobody listens. It is taken all the same: who connects to a free port may, now and then,
+    be given that very port, and is then connected with himself."""
+    return _TAKEN
 
 
 @contextlib.contextmanager

@@ -184,6 +184,13 @@ def test_outbox_cancels_a_queue_in_its_order(outbox: Outbox) -> None:
     assert outbox.hand_out() == []
 
 
+def test_outbox_cancels_nothing_twice_that_an_interrupt_kept_in_its_queue(outbox: Outbox) -> None:
+    queue, operations = filled("abc")
+    operations["b"].done = True
+    outbox.cancel_all(queue, lambda: ConnectionFreed("why"))
+    assert [completion.ctx for completion in outbox.hand_out()] == list("ac")
+
+
 def test_outbox_hands_out_so_many_at_once_and_no_more(outbox: Outbox) -> None:
     count = 2 * COMPLETIONS_PER_WAIT_MAX + 3
     for number in range(count):
