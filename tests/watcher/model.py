@@ -49,7 +49,7 @@ class Fate(enum.Enum):
     BROKEN = "ConnectionBroken"
     FREED = "ConnectionFreed"
     CLOSED = "WatcherClosed"
-    LOST = "ECONNRESET for the first that meets it, then EOFError"  # Foretold only.
+    LOST = "ECONNRESET, but EOFError where another life of the connection has met it"  # Foretold only.
 
 
 COUNTED_AS: Final = {
@@ -101,6 +101,7 @@ class Conn:
     ended: bool = False
     reset: bool = False
     error_waits: bool = False  # The kernel's one report of the reset, for whom it comes to first.
+    told_life: int | None = None  # The life in which the watcher has met it, and so remembers it.
     # Our end.
     adopted: bool = False
     freed: bool = False
@@ -337,7 +338,7 @@ class Model:
                 if asked.kind is Kind.READ_FULL and size < room:
                     continue
                 self._end_read(asked, Fate.DONE)
-            elif conn.met_end or (conn.ended and not conn.error_waits):
+            elif conn.met_end or (conn.ended and not conn.error_waits and conn.told_life != asked.life):
                 conn.met_end = True
                 self._end_read(asked, Fate.END)
             elif conn.reset:
@@ -364,7 +365,9 @@ class Model:
         assert asked in group, f"{said}, though it waits, or an older one does"
         expected = group[asked]
         if expected is Fate.LOST:
-            expected = Fate.RESET if conn.error_waits else Fate.END
+            if conn.error_waits:
+                conn.told_life = asked.life
+            expected = Fate.RESET if conn.told_life == asked.life else Fate.END
             conn.error_waits = False
         assert (fate, size) == (expected, asked.moved), f"{said}, not with {expected.name} and {asked.moved} bytes"
         assert data == content(conn.seed, asked.start, size), f"{said}: they are not what the peer has sent"
@@ -394,6 +397,7 @@ class Model:
             case Fate.RESET:
                 allowed = first and unbroken and conn.error_waits and not conn.unix
                 conn.error_waits = False
+                conn.told_life = asked.life
             case Fate.PIPE:
                 allowed = first and unbroken and conn.reset and (conn.unix or not conn.error_waits)
             case Fate.FREED:
