@@ -1,11 +1,18 @@
 # The one entry point. `make run` and `make test` need Python 3.11 or newer with pip, and nothing else.
 #
 #   make run          serve the echo example on 8 shards, with /metrics on 127.0.0.1:9464
-#   make test         all checks, and all tests but those below (minutes)
+#   make test         all checks, and all tests but those below (minutes), on the compiled engine where there is a
+#                     compiler; ENGINE=python runs them, and all that follows, on the interpreted one
 #   make lint         the checks alone: ruff, mypy
 #   make test-slow    the watcher at full size: 12,000 connections, 100 MB, random scripts (minutes; CI runs it)
 #   make test-load    the full-size load tests (longer)
 #   make coverage     every line and branch of the watcher, run by its tests (minutes)
+#   make engine       compile the engine in place, what has changed of it: docs/building.md
+#   make memcheck     the engine's tests with AddressSanitizer in it (minutes)
+#   make bench        shardnet beside bare C, uvloop and asyncio, in .tools/bench/results (ten minutes, BENCH_ARGS)
+#   make bench-micro  parts of the engine alone
+#   make callgrind    instructions per message, compared with what is recorded (minutes; CI runs it)
+#   make dist         an sdist and a wheel, in dist/
 #   make stress       the watcher under random operations on 8000 connections, for SECONDS (600)
 #   make clean        remove everything that these made
 #
@@ -19,17 +26,26 @@ CONNECTIONS ?= 8000
 POLLER ?= epoll
 BIND ?= 127.0.0.1:9000
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+ENGINE ?= $(SHARDNET_ENGINE)
 
 BIN := $(VENV)/bin
 # Silent about what build backends warn of: none of it is for whoever types `make run`.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip
 
-.PHONY: run test lint test-slow test-load coverage stress clean
+export SHARDNET_ENGINE := $(ENGINE)
+
+.PHONY: run engine test lint test-slow test-load coverage memcheck bench bench-micro callgrind dist stress clean
 
 run: $(VENV)/.installed
 	@$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
 
-test: lint
+engine: $(VENV)/.installed-dev
+ifneq ($(ENGINE),python)
+	$(BIN)/python -m _build
+endif
+
+test: lint engine
 	tools/fetch-prometheus.sh
 	tools/fetch-strace.sh
 	tools/fetch-python-tests.sh $(BIN)/python
@@ -40,17 +56,35 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(VENV)/.installed-dev
+test-slow: engine
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-test-load: $(VENV)/.installed-dev
+test-load: engine
 	$(BIN)/python -m pytest -m load --timeout 1200 $(PYTEST_ARGS)
 
+# Interpreted: no tracer looks into compiled code.
+coverage: export SHARDNET_ENGINE := python
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest tests/engine tests/watcher $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+memcheck: $(VENV)/.installed-dev
+	tools/memcheck.sh $(BIN)/python $(PYTEST_ARGS)
+
+bench: engine $(VENV)/.installed-bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-micro: engine $(VENV)/.installed-bench
+	$(BIN)/python -m pytest bench/micro $(PYTEST_ARGS)
+
+callgrind: engine
+	tools/fetch-valgrind.sh
+	$(BIN)/python -m bench.callgrind
+
+dist: $(VENV)/.installed-dev
+	$(BIN)/python -m build --outdir dist .
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m tests.watcher.stress --seconds $(SECONDS) --connections $(CONNECTIONS) --poller $(POLLER)
@@ -70,6 +104,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	@$(PIP) install --quiet --group dev
 	@touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	@echo "Installing what the benchmarks compare with into $(VENV)"
+	@$(PIP) install --quiet --group bench
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) .tools build dist *.egg-info shardnet/_compiled.*.txt .mypy_cache .ruff_cache .pytest_cache .coverage
+	find shardnet -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

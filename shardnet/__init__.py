@@ -5,6 +5,8 @@ The names below are looked up when they are first used, so that `import shardnet
 
 from typing import TYPE_CHECKING, Any, Final
 
+from shardnet import compiled  # noqa: F401 (before all others: it settles which of them are found compiled)
+
 if TYPE_CHECKING:
     from shardnet.app import App
     from shardnet.connection import Connection, Shard

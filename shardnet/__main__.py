@@ -1,5 +1,20 @@
-"""`python -m shardnet`."""
+"""`python -m shardnet`, and what the `shardnet` command calls."""
 
-from shardnet.cli import main
+import sys
+from typing import NoReturn
 
-main()
+from shardnet.errors import ConfigError, ExitCode
+
+
+def main() -> NoReturn:
+    """The command line; an engine that cannot be had is said in one line, as everything else that is wrong."""
+    try:
+        from shardnet.cli import main as run
+    except ConfigError as error:
+        sys.stderr.write(f"shardnet: {error}\n")
+        sys.exit(ExitCode.CONFIG)
+    run()
+
+
+if __name__ == "__main__":
+    main()

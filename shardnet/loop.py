@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-import time
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from shardnet.watcher import _sys
 from shardnet.watcher._sys import EVENT_IN, EVENT_OUT
 from shardnet.watcher.engine import Engine
 
@@ -27,7 +28,52 @@ def new_loop(engine: Engine, heartbeat: memoryview | None = None) -> asyncio.Sel
     `heartbeat`, one cell of 64 bits, is given the monotonic time in nanoseconds at every turn, and at least every
     `HEARTBEAT_S` while the loop is not stuck.
     """
-    return asyncio.SelectorEventLoop(EngineSelector(engine, heartbeat))
+    selector = EngineSelector(engine, heartbeat)
+    loop = asyncio.SelectorEventLoop(selector)
+    selector.serve(loop)
+    return loop
+
+
+class Turns:
+    """Turns of an engine, in the place of the poll of an asyncio event loop."""
+
+    __slots__ = ("_engine", "_heartbeat", "_heartbeat_kept", "loop")
+
+    def __init__(self, engine: Engine, heartbeat: memoryview | None) -> None:
+        self.loop: Any = None  # What is looked at of it is private, and in every asyncio since 3.4.
+        self._engine = engine
+        self._heartbeat_kept = memoryview(array("Q", [0]) if heartbeat is None else heartbeat)
+        self._heartbeat = _sys.cells_of(self._heartbeat_kept)
+
+    def take(self, timeout_s: float) -> None:
+        """Turn the engine until the loop has something to do, or the time has passed; at least once.
+
+        What the engine completes is dealt with in the turn: a pass of the loop for each would be for nothing.
+        """
+        engine = self._engine
+        if timeout_s <= 0.0:
+            engine.turn(0.0)
+            self._heartbeat[0] = _sys.monotonic_ns()
+            return
+        timer = self._first_timer()
+        until_ns = _sys.monotonic_ns() + int(timeout_s * 1e9)
+        left_s = timeout_s
+        while left_s > 0.0:
+            engine.turn(left_s)
+            now_ns = _sys.monotonic_ns()
+            self._heartbeat[0] = now_ns
+            if engine.guests_ready or self._is_wanted(timer):
+                return
+            left_s = (until_ns - now_ns) * 1e-9
+
+    def _first_timer(self) -> Any:
+        scheduled = self.loop._scheduled if self.loop is not None else None
+        return scheduled[0] if scheduled else None
+
+    def _is_wanted(self, timer: Any) -> bool:
+        """Whether the loop has something to do besides waiting until `timer` is due, which was its first."""
+        loop = self.loop
+        return loop is None or bool(loop._ready) or bool(loop._stopping) or self._first_timer() is not timer
 
 
 class EngineSelector(selectors.BaseSelector):
@@ -37,7 +83,11 @@ class EngineSelector(selectors.BaseSelector):
         self._engine = engine
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._map = _KeysByFile(self._keys)
-        self._heartbeat = heartbeat
+        self._turns = Turns(engine, heartbeat)
+
+    def serve(self, loop: asyncio.SelectorEventLoop) -> None:
+        """From now on, do not return from `select` to `loop` before there is something for it to do."""
+        self._turns.loop = loop
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         if not events or events & ~(selectors.EVENT_READ | selectors.EVENT_WRITE):
@@ -68,12 +118,10 @@ class EngineSelector(selectors.BaseSelector):
             timeout = HEARTBEAT_S
         engine = self._engine
         try:
-            engine.turn(max(timeout, 0.0))
+            self._turns.take(timeout)
         except BaseException:
             engine.guests_ready = []  # Level-triggered: the next turn tells of them again, and not twice.
             raise
-        if self._heartbeat is not None:
-            self._heartbeat[0] = time.monotonic_ns()
         if not engine.guests_ready:
             return []
         ready: list[tuple[selectors.SelectorKey, int]] = engine.guests_ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import math
 import socket
 import time
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from shardnet.adapters import ProtocolConnection, StreamsConnection
 from shardnet.app import Handler, Kind, describe, first_line, try_factory
-from shardnet.connection import CallbackConnection, CloseReason, Connection, Limits, Shard, timed
+from shardnet.connection import CallbackConnection, CloseReason, Connection, Host, Limits, Shard, timed
 from shardnet.errors import AppError
 from shardnet.log import AccessLog, Log, RateLimit
 from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
@@ -49,7 +50,7 @@ def private_cells(listener_count: int) -> tuple[memoryview, WorkerCells]:
     return memoryview(array("Q", [0] * cells.count)), cells
 
 
-class Server:
+class Server(Host):
     """Serves `handler` on the listeners it is given.
 
     `engine.cells` is where it counts, laid out as `cells` says. At `connections_max` open connections it leaves the
@@ -71,12 +72,8 @@ class Server:
         generation: int = 0,
         access_log: AccessLog | None = None,
     ) -> None:
-        self.engine = engine
-        self.loop = loop
-        self.limits = replace(limits or Limits(), line_max_bytes=handler.limit)
+        super().__init__(engine, loop, replace(limits or Limits(), line_max_bytes=handler.limit), handler.function)
         self.shard = Shard(shard_id, shard_count, generation, self.connections, log)
-        self.finished: asyncio.Future[None] = loop.create_future()
-        self.finished.set_result(None)
         self.active = 0  # Open connections.
         self._handler = handler
         self._connection_class = CONNECTION_CLASSES[handler.kind]
@@ -91,11 +88,14 @@ class Server:
         self._listener_names: dict[int, str] = {}  # By where they count.
         # Kept here because the loop does not keep them: a handler that outlives its connection and waits for what only
         # it refers to would be collected, its end never be told, and a drain wait for it in vain.
-        self._handlers: set[asyncio.Task[Any]] = set()
+        self._handlers: dict[asyncio.Task[Any], Connection] = {}
+        self._handler_done = self._on_handler_done  # Bound once.
+        self._context = contextvars.copy_context()  # In which they are told to be over.
         self._empty = asyncio.Event()
         self._exhausted_logged_s = float("-inf")
         self._raised_limit = RateLimit(RAISED_LOG_BURST, RAISED_LOG_PER_S)
         self._access_log = access_log
+        self._opened_s: dict[int, float] = {}  # Of each connection, by its id; only for the access log.
         engine.cells[cells.connections_limit] = connections_max
 
     @contextlib.asynccontextmanager
@@ -225,17 +225,19 @@ class Server:
                 listener.resume()
         self._note_empty()
 
-    def handler_started(self, task: asyncio.Task[Any]) -> None:
-        self._handlers.add(task)
-
-    def handler_ended(self, task: asyncio.Task[Any]) -> None:
-        self._handlers.discard(task)
-        self._note_empty()
+    def keep(self, task: asyncio.Task[Any], conn: Connection) -> None:
+        # One callback and one context for all: they would be a good part of what an idle connection costs.
+        self._handlers[task] = conn
+        task.add_done_callback(self._handler_done, context=self._context)
 
     def handler_raised(self, conn: Connection, error: BaseException) -> None:
         self._note_raised("handler raised", error, peer=_text(conn.peer), connection=conn.id)
 
     # Inside.
+
+    def _on_handler_done(self, task: asyncio.Task[Any]) -> None:
+        self._handlers.pop(task).end_with(task)
+        self._note_empty()
 
     def _on_accept(self, traffic: int, unix: bool, fd: int, peer: Any) -> None:
         self._last_id += 1
@@ -257,13 +259,13 @@ class Server:
             for listener in self._listeners:
                 listener.pause()
         if self._access_log is not None:
-            conn.opened_s = time.monotonic()
+            self._opened_s[conn.id] = time.monotonic()
         try:
             if self._handler.on_connect is not None:
                 self._handler.on_connect(conn)
                 if conn.is_closing():
                     return
-            conn.start(self._handler.function)
+            conn.start()
         except BaseException as error:  # A handler that raises when it is called, or returns no coroutine.
             conn.end_after(error)
 
@@ -295,7 +297,7 @@ class Server:
             connection=conn.id,
             received_bytes=conn.received_bytes,
             sent_bytes=conn.sent_bytes,
-            duration_s=time.monotonic() - conn.opened_s,
+            duration_s=time.monotonic() - self._opened_s.pop(conn.id),
             reason=reason.name.lower(),
         )
 

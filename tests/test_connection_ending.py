@@ -173,7 +173,8 @@ def test_waiting_for_the_end_and_giving_up_leaves_nothing_behind() -> None:
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.wait([waiting])
-        assert conn._closers == []
+        assert conn._aside is not None
+        assert conn._aside.closers == []
 
     with Serving(wait_in_read) as kit:
         kit.run(main(kit))
@@ -314,7 +315,7 @@ def test_reset_fails_the_parked_read_and_everything_after_it() -> None:
         client, conn = await kit.open()
         task = the_task(conn)
         client.put(b"abc")
-        await until(lambda: conn._buffered == 3)
+        await until(lambda: conn._buffered() == 3)
         client.reset()
         await task
         assert kit.closed() == {"RESET": 1}

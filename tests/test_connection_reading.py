@@ -156,7 +156,7 @@ def test_framing_that_is_cancelled_half_way_loses_nothing(read: Read) -> None:
 
     async def handler(conn: Connection) -> None:
         task = asyncio.ensure_future(read(conn))
-        while conn._buffered < 3:
+        while conn._buffered() < 3:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -167,7 +167,7 @@ def test_framing_that_is_cancelled_half_way_loses_nothing(read: Read) -> None:
         client, conn = await kit.open()
         task = the_task(conn)
         client.put(b"abc")
-        await until(lambda: conn._buffered == 3)
+        await until(lambda: conn._buffered() == 3)
         client.put(b"def")
         await task
 
@@ -228,7 +228,7 @@ def test_read_until_has_a_limit_of_its_own() -> None:
     async def handler(conn: Connection) -> None:
         with pytest.raises(asyncio.LimitOverrunError):
             await conn.read_until()
-        got.append(conn._buffered)
+        got.append(conn._buffered())
 
     async def main(kit: Serving) -> None:
         client, conn = await kit.open()

@@ -282,7 +282,8 @@ def test_waits_for_drain_that_were_given_up_are_forgotten() -> None:
         await client.receive_exactly(100_000)
         await until(lambda: conn.sent_bytes > sent_bytes)
         assert conn.unsent_bytes
-        assert conn._senders is None
+        assert conn._aside is not None
+        assert conn._aside.senders is None
         conn.abort()
 
     with narrow() as kit:

@@ -20,7 +20,8 @@ ROOT: Final = Path(__file__).resolve().parents[1] / "shardnet"
 
 MAY_IMPORT: Final[dict[str, set[str]]] = {
     "errors": set(),
-    "watcher": {"errors"},
+    "compiled": {"errors"},
+    "watcher": {"compiled", "errors"},
     "board": {"errors"},
     "childhood": set(),
     "control": {"errors"},
@@ -41,6 +42,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "worker": {
         "app", "board", "connection", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher",
     },
+    "bench": {"childhood", "errors", "filelimit", "listen", "watcher"},
     "exporter": {"app", "board", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher"},
     "sources": {"childhood", "errors", "log"},
     "preload": {"app", "childhood", "errors"},
@@ -49,17 +51,17 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         "board", "config", "connection", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log",
         "preload", "seats", "sources", "supervisor", "watcher", "worker", "__init__",
     },
-    "cli": {"check", "config", "errors", "holder", "listen", "serve", "supervisor", "__init__"},
+    "cli": {"bench", "check", "config", "errors", "holder", "listen", "serve", "supervisor", "__init__"},
     "testing": {
         "app", "connection", "control", "errors", "log", "loop", "metrics", "server", "supervisor", "watcher",
     },
-    "__init__": {"app", "connection", "watcher"},
-    "__main__": {"cli"},
+    "__init__": {"app", "compiled", "connection", "watcher"},
+    "__main__": {"cli", "errors"},
 }  # fmt: skip
 
 # The modules of the watcher, from the bottom up: each may import those before it.
 WATCHER: Final = (
-    "_sys", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "engine",
+    "_sys", "_sockets", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "engine",
     "owner", "swap", "operations", "queued", "channel", "connections", "borrowed", "statistics", "watcher", "__init__",
 )  # fmt: skip
 
@@ -145,7 +147,8 @@ def test_module_of_the_watcher_imports_only_what_lies_below(path: Path) -> None:
         ("shardnet.testing.plugin", {"shardnet.testing.serving", "shardnet.testing.sharded", "shardnet.server"}),
         ("shardnet.testing.serving", set(HEAVY)),
         ("shardnet.testing.sharded", {"asyncio", "shardnet.server", *HEAVY}),
-        ("shardnet.cli", {"h11", "prometheus_client", "psutil"}),
+        ("shardnet.bench", {"asyncio", "shardnet.connection", "shardnet.board", *HEAVY}),
+        ("shardnet.cli", {"h11", "prometheus_client", "psutil", "shardnet.bench"}),
     ],
 )
 def test_importing_a_part_does_not_load(module: str, unwanted: set[str]) -> None:

@@ -9,6 +9,7 @@ from array import array
 
 import pytest
 
+from shardnet.app import Kind
 from shardnet.connection import Connection
 from shardnet.loop import HEARTBEAT_S, new_loop
 from shardnet.watcher.engine import Engine
@@ -180,3 +181,29 @@ def test_descriptor_of_a_connection_cannot_be_watched_and_loses_nothing_by_the_a
 
     with Serving(handler) as kit:
         kit.run(main(kit))
+
+
+def test_loop_stays_in_its_poll_while_only_connections_have_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message used to cost a pass of asyncio's loop when they came one at a time."""
+    passes = 0
+
+    def ping(address: tuple[str, int], count: int) -> None:
+        with socket.create_connection(address) as sock:
+            for _ in range(count):
+                sock.sendall(b"x")
+                assert sock.recv(1) == b"x"
+
+    async def main(kit: Serving) -> None:
+        select = kit.loop._selector.select  # type: ignore[attr-defined]
+
+        def counting(timeout: float | None = None) -> object:
+            nonlocal passes
+            passes += 1
+            return select(timeout)
+
+        monkeypatch.setattr(kit.loop._selector, "select", counting)  # type: ignore[attr-defined]
+        await asyncio.to_thread(ping, kit.listeners[0].getsockname(), 300)
+
+    with Serving(lambda conn, data: conn.write(data), kind=Kind.CALLBACK) as kit:
+        kit.run(main(kit))
+    assert passes < 30

@@ -310,7 +310,7 @@ def test_second_reader_is_refused_and_takes_nothing(mode: str) -> None:
 
     async def handler(conn: Connection) -> None:
         first = asyncio.create_task(conn.read_exactly(6))
-        while not conn._buffered:
+        while not conn._buffered():
             await asyncio.sleep(0)
         for read in (conn.read(), conn.read(0), conn.read_exactly(1), conn.read_until(b"\n"), anext(aiter(conn))):
             try:

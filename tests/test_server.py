@@ -168,6 +168,7 @@ def test_descriptor_that_cannot_be_polled_is_closed_and_counted_by_nobody() -> N
         kit.run(main(kit))
 
 
+@pytest.mark.interpreted
 def test_kernel_that_polls_no_more_costs_one_connection_not_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepting went on at full speed: each queued connection in turn was taken, refused by epoll and closed."""
     add = EpollPoller.add

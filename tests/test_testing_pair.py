@@ -107,7 +107,7 @@ def test_reader_that_waits_is_resumed(joined: Joined, mode: str) -> None:
             reading = asyncio.create_task(b.read_exactly(6))
             await until(lambda: b._parked)
             a.write(b"abc")
-            await until(lambda: b._buffered or b.reading)
+            await until(lambda: b._buffered() or b.reading)
             a.write(b"def")
             assert await reading == b"abcdef"
 

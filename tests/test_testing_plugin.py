@@ -176,7 +176,7 @@ def test_plugin_loads_nothing_of_shardnet_for_those_who_do_not_use_it(run: pytes
         def test_it(request):
             assert request.config.pluginmanager.has_plugin("shardnet")
             loaded = {name for name in sys.modules if name.startswith("shardnet")}
-            assert loaded == {"shardnet", "shardnet.testing", "shardnet.testing.plugin"}
+            assert loaded == {"shardnet", "shardnet.compiled", "shardnet.testing", "shardnet.testing.plugin"}
         """
     )
     assert outcomes(run.runpytest_subprocess()) == {"passed": 1}

@@ -129,21 +129,21 @@ class ConnectionTransport(transports._FlowControlMixin, transports.Transport):
     # Writing.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        conn = self._conn
+        if not conn.write_plainly(data):
+            self._write_late(data)
+        elif conn.unsent_bytes:
+            self.note_unsent()
+
+    def _write_late(self, data: Any) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
         conn = self._conn
         if conn.output_ended:
             raise RuntimeError("Cannot call write() after write_eof()")
-        if not len(data):
-            return
-        if conn.is_closing():
-            # asyncio's TLS says its goodbye when it is told to resume, and has called `close` long before.
-            if not conn.write_late(data):
-                self._note_lost_write()
-            return
-        conn.write(data)
-        if conn.unsent_bytes:
-            self.note_unsent()
+        # asyncio's TLS says its goodbye when it is told to resume, and has called `close` long before.
+        if len(data) and not conn.write_late(data):
+            self._note_lost_write()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))

@@ -1,12 +1,15 @@
 """Connections: what a handler is given.
 
-`stream` is sending and ending, `connection` adds reading and the handler's task, `callback` the kind without a task,
-and `resume` is how a parked task goes on inside the poll that found its bytes.
+`stream` is sending and ending, `reading` adds reading, `connection` the handler's task, `callback` is the kind that has
+none; `host` is what they share. `resume` is how a parked task goes on inside the poll that found its bytes, and
+`driver` how it does so without its Task.
 """
 
 from shardnet.connection.callback import CallbackConnection
-from shardnet.connection.connection import LINE_MAX_BYTES, Connection, Shard
-from shardnet.connection.stream import CloseReason, Host, Limits, Stage
+from shardnet.connection.connection import Connection, Shard
+from shardnet.connection.host import Host, Limits
+from shardnet.connection.reading import LINE_MAX_BYTES
+from shardnet.connection.stages import CloseReason
 from shardnet.connection.timed import timed
 
 __all__ = [
@@ -17,6 +20,5 @@ __all__ = [
     "Host",
     "Limits",
     "Shard",
-    "Stage",
     "timed",
 ]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import Any
 
+from shardnet.connection._steps import try_in_with
 from shardnet.connection.connection import Connection
-from shardnet.connection.stream import CloseReason, Stage
+from shardnet.connection.stages import OPEN, CloseReason
 
 
 class CallbackConnection(Connection):
@@ -16,15 +15,14 @@ class CallbackConnection(Connection):
     While much is unsent it is not read, so that a peer that asks but does not listen waits.
     """
 
-    __slots__ = ("_context", "_on_data")
+    __slots__ = ("_context",)
 
-    def start(self, handler: Callable[..., Any]) -> None:
-        self._on_data = handler
+    def start(self) -> None:
         self._context: Context = copy_context()  # What one connection sets, another does not see.
         self._read_on()
 
     def end_if_idle(self) -> bool:
-        if self._stage is not Stage.OPEN or not self._nothing_pending():
+        if self._stage != OPEN or not self._nothing_pending():
             return False
         self._close(CloseReason.DRAIN)
         return True
@@ -37,45 +35,44 @@ class CallbackConnection(Connection):
             self._read_on()
 
     def on_received(self, start: int, size: int) -> None:
-        if self._stage is not Stage.OPEN:
+        if self._stage != OPEN:
             self._discard(size)
         elif self._paused:  # By an earlier completion of the same batch.
-            self._put_behind(self._host.engine.swap.take(start, size))
+            self._put_behind(self._host.swap.take(start, size))
         else:
-            self._deliver(self._host.engine.swap.take(start, size))
+            self._deliver(self._host.swap.take(start, size))
 
     def on_end(self) -> None:
-        if self._stage is Stage.OPEN and (self._paused or self._ended):
+        if self._stage == OPEN and (self._paused or self._ended):
             return  # By an earlier completion of the same batch; the read that `resume` posts meets the end again.
-        super().on_end()
+        Connection.on_end(self)
         self._on_peer_ended()
 
     def _on_peer_ended(self) -> None:
         self._close(CloseReason.EOF)
 
     def on_progress(self) -> None:
-        super().on_progress()
+        Connection.on_progress(self)
         if self.unsent_bytes <= self._host.limits.write_low_bytes:
             self._read_on()
 
     def _deliver_leftover(self) -> None:
-        if self._leftover is not None and not self._paused and self._stage is Stage.OPEN:
+        if self._leftover is not None and not self._paused and self._stage == OPEN:
             self._deliver(self._consume(len(self._leftover)))
 
     def _deliver(self, data: bytes) -> None:
-        try:
-            self._context.run(self._on_data, self, data)
-        except BaseException as error:  # Also SystemExit: a handler ends its connection, never the worker.
+        error = try_in_with(self._context, self._host.handler, self, data)
+        if error is not None:  # Also SystemExit: a handler ends its connection, never the worker.
             self.end_after(error)
+            del error  # Its frames refer to this one.
         self._read_on()
 
     def _read_on(self) -> None:
-        if self.unsent_bytes > self._host.limits.write_high_bytes:
+        if self.unsent_bytes and self.unsent_bytes > self._host.limits.write_high_bytes:
             return  # `on_progress` comes back to it.
-        if self._wants_more and not self.reading:
+        if self._wants_more() and not self._wanted:
             self.post_read()
 
-    @property
     def _wants_more(self) -> bool:
         # What is left over comes first: `_deliver_leftover` comes back to it.
-        return self._stage is Stage.OPEN and not (self._paused or self._ended or self._leftover is not None)
+        return self._stage == OPEN and not (self._paused or self._ended or self._leftover is not None)

@@ -2,7 +2,8 @@
 
 The usual road from a completion to the coroutine that awaits it is a Future, a Handle and another pass of the event
 loop, several microseconds each time. Here the Task parks on a `Waiter`, which is as much of a future as Task needs,
-and the completion calls the Task's own wake-up, in its context, from inside `select()`.
+and the completion calls the Task's own wake-up, in its context, from inside `select()`. (Compiled, it mostly spares
+even that: see `driver`.)
 
 What makes it safe:
 
@@ -20,40 +21,45 @@ What makes it safe:
 from __future__ import annotations
 
 import asyncio
-import enum
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final
 
+from shardnet.connection._steps import Awaitable, Stepper, call_in
+from shardnet.connection.states import CANCELLED, IDLE, PARKED, WOKEN
 from shardnet.watcher.engine import Engine
+from shardnet.watcher.hooks import HookEndpoint
 
 WakeUp = Callable[[Any], object]
-
-
-def _nothing() -> None:
-    pass
-
-
-class State(enum.Enum):
-    IDLE = enum.auto()
-    PARKED = enum.auto()
-    WOKEN = enum.auto()  # Deferred: it runs in the next turn.
-    CANCELLED = enum.auto()  # The CancelledError is on its way through the loop.
 
 
 class Waiter:
     """What a parked task waits on: one for each connection, used again and again."""
 
-    __slots__ = ("_asyncio_future_blocking", "_context", "_error", "_loop", "_on_cancel", "_wake_up", "state")
+    __slots__ = (
+        "_asyncio_future_blocking",
+        "_context",
+        "_driver",
+        "_endpoint",
+        "_error",
+        "_loop",
+        "_wake_up",
+        "size",
+        "state",
+        "task",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_cancel: Callable[[], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, endpoint: HookEndpoint) -> None:
         self._asyncio_future_blocking = False
         self._loop = loop
-        self._on_cancel = on_cancel
+        self._endpoint: HookEndpoint | None = endpoint
         self._wake_up: WakeUp | None = None
         self._context: Context | None = None
+        self._driver: Stepper | None = None  # Of the coroutine that is parked, if it has one.
         self._error: BaseException | None = None
-        self.state = State.IDLE
+        self.state = IDLE
+        self.size = 0  # What the parked reader wants.
+        self.task: asyncio.Task[Any] | None = None  # The handler's.
 
     # The part of asyncio.Future that Task uses.
 
@@ -71,10 +77,10 @@ class Waiter:
         return 1
 
     def done(self) -> bool:
-        return self.state is not State.PARKED
+        return self.state != PARKED
 
     def cancelled(self) -> bool:
-        return self.state is State.CANCELLED
+        return self.state == CANCELLED
 
     def exception(self) -> BaseException | None:
         return None
@@ -86,10 +92,12 @@ class Waiter:
 
     def cancel(self, msg: Any = None) -> bool:
         """Called by `Task.cancel`. False when nobody is parked: Task then throws by itself at its next step."""
-        if self.state is not State.PARKED:
+        if self.state != PARKED:
+            if self._driver is not None:
+                self._driver.cancel_asked = True
             return False
-        self.state = State.CANCELLED
-        self._on_cancel()
+        self.state = CANCELLED
+        self._withdraw()
         wake_up, self._wake_up = self._wake_up, None
         if wake_up is not None:
             self._loop.call_soon(self._throw, wake_up, msg, context=self._context)
@@ -102,96 +110,60 @@ class Waiter:
         finally:
             del wake_up  # As in `wake_inline`.
 
+    # The reader's side.
+
+    def park(self, size: int) -> None:
+        """Somebody is about to yield this, and wants `size` bytes."""
+        self.state = PARKED
+        self.size = size
+        self._asyncio_future_blocking = True
+
+    def leave(self) -> None:
+        """Whoever was parked goes on, or never will."""
+        if self.state == PARKED:
+            self._withdraw()
+        self.state = IDLE
+
+    def _withdraw(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.withdraw_read()
+
     # The connection's side.
 
     def retire(self) -> None:
         """Nobody parks here any more. Lets go of the connection, so that it needs no garbage collector."""
-        self._on_cancel = _nothing
+        self._endpoint = None
 
     def wake_inline(self, finished: asyncio.Future[None]) -> None:
         """Run the parked task now. Only from a hook of the engine, where no task is running."""
-        wake_up, context = self._wake_up, self._context
-        if wake_up is None or context is None:
+        if self._wake_up is None or self._context is None:
             return  # Stepped by hand, not by a Task.
-        self._wake_up = None
-        self.state = State.WOKEN
+        self.state = WOKEN
+        driver = self._driver
+        if driver is not None and driver.resume(self, self._context):
+            return  # Parked again.
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up is None:
+            return
         try:
-            context.run(wake_up, finished)
+            call_in(self._context, wake_up, finished)
         finally:
-            wake_up = None  # If the task has raised, its traceback refers to this frame, and must not to the task.
+            del wake_up  # If the task has raised, its traceback refers to this frame, and must not to the task.
 
     def wake_deferred(self, engine: Engine, finished: asyncio.Future[None]) -> None:
         """Run the parked task at the top of the next turn. From anywhere; nothing when nobody is parked."""
-        if self.state is State.PARKED and self._wake_up is not None:
-            self.state = State.WOKEN
+        if self.state == PARKED and self._wake_up is not None:
+            self.state = WOKEN
             engine.defer(self.wake_inline, finished)
 
 
-class Source(Protocol):
-    """What is read from."""
-
-    def take(self, size: int) -> bytes | None:
-        """At most `size` bytes that are here or in the kernel; b"" at the end, None when the reader has to park."""
-
-    def fill(self, have: int, size: int) -> bool | None:
-        """Whether more than `have` bytes are buffered now; False at the end, None when the reader has to park."""
-
-    def park(self, size: int) -> Waiter:
-        """Post a read of `size` bytes and hand out the waiter."""
-
-
-def _parked(waiter: Waiter) -> Generator[Any, None, None]:
-    waiter.state = State.PARKED
-    waiter._asyncio_future_blocking = True
-    try:
-        yield waiter
-    finally:
-        waiter.state = State.IDLE
-
-
-class Read:
-    """The awaitable of `read(size)`."""
-
-    __slots__ = ("_size", "_source")
-
-    def __init__(self, source: Source, size: int) -> None:
-        self._source = source
-        self._size = size
-
-    def __await__(self) -> Generator[Any, None, bytes]:
-        source = self._source
-        while (data := source.take(self._size)) is None:
-            yield from _parked(source.park(self._size))
-        return data
-
-
-class Fill:
-    """The awaitable that buffers more than `have` bytes: False when the stream ends before."""
-
-    __slots__ = ("_have", "_size", "_source")
-
-    def __init__(self, source: Source, have: int, size: int) -> None:
-        self._source = source
-        self._have = have
-        self._size = size
-
-    def __await__(self) -> Generator[Any, None, bool]:
-        source = self._source
-        while (more := source.fill(self._have, self._size)) is None:
-            yield from _parked(source.park(self._size))
-        return more
-
-
-_NOTHING_LEFT = cast("Generator[Any, None, None]", iter(()))
-
-
-class Done:
-    """The awaitable that is over. Its iterator is exhausted from birth, so that one serves for all."""
+class Done(Awaitable):
+    """The awaitable that is over. It knows nothing of who awaits it, so that one serves for all."""
 
     __slots__ = ()
 
-    def __await__(self) -> Generator[Any, None, None]:
-        return _NOTHING_LEFT
+    def advance(self) -> None:
+        self.over = True
 
 
 DONE: Final = Done()

@@ -10,104 +10,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import errno
 import os
 from collections.abc import Awaitable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final
 
+from shardnet.connection.host import Host
 from shardnet.connection.resume import DONE
+from shardnet.connection.stages import CLOSED, FLUSHING, LINGERING, OPEN, CloseReason
 from shardnet.errors import ConnectionFreed, DeadlineExceeded, WriteQueueOverflow
+from shardnet.watcher import _sys
 from shardnet.watcher.endpoint import RESET_ERRNOS
-from shardnet.watcher.engine import Engine
 from shardnet.watcher.hooks import HookEndpoint
 from shardnet.watcher.timers import Timer
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one connection may cost."""
-
-    write_high_bytes: int = 256 * 1024  # More than this unsent: `drain` waits, and a callback connection is not read.
-    write_low_bytes: int = 64 * 1024  # Until no more than this is unsent.
-    write_hard_bytes: int = 4 * 1024 * 1024  # More than this unsent: the connection is reset.
-    write_stall_s: float = 30.0  # No unsent byte accepted by the kernel for so long: the connection is reset.
-    linger_s: float = 2.0  # After our end of stream, how long to wait for the peer's.
-    linger_bytes: int = 1024 * 1024  # And how much of what it still sends to throw away.
-    line_max_bytes: int = 65536  # What a streams handler's `readline` looks through at most.
+EOF: Final = int(CloseReason.EOF)
+LOCAL: Final = int(CloseReason.LOCAL)
 
 
-class CloseReason(enum.IntEnum):
-    """Why a connection ended."""
+class Aside:
+    """What few connections have: put aside, so that the others need no room for it."""
 
-    EOF = 0  # The peer ended its stream first.
-    LOCAL = 1
-    RESET = 2
-    DEADLINE = 3
-    ERROR = 4  # An error of the kernel, or the handler raised.
-    DRAIN = 5
+    __slots__ = ("cause", "closers", "failure", "mark_bytes", "reported", "senders", "timer")
 
-
-class Stage(enum.Enum):
-    OPEN = enum.auto()
-    FLUSHING = enum.auto()  # Closed by us; queued bytes are still being sent.
-    LINGERING = enum.auto()  # Our end of stream is sent; waiting for the peer's.
-    CLOSED = enum.auto()
-
-
-class Host(Protocol):
-    """What a connection needs of the server that accepted it."""
-
-    shard: Any
-    engine: Engine
-    loop: asyncio.AbstractEventLoop
-    limits: Limits
-    finished: asyncio.Future[None]  # One finished future for every wake-up: see `resume`.
-
-    def closed(self, conn: Any, reason: CloseReason, error: BaseException | None) -> None: ...
-
-    def handler_started(self, task: asyncio.Task[Any]) -> None: ...
-
-    def handler_raised(self, conn: Any, error: BaseException) -> None: ...
-
-    def handler_ended(self, task: asyncio.Task[Any]) -> None: ...
+    def __init__(self) -> None:
+        self.failure: OSError | None = None
+        self.cause: BaseException | None = None  # What the handler raised.
+        self.reported = False  # A send has raised the failure; from then on they raise BrokenPipeError.
+        self.senders: list[tuple[int | None, asyncio.Future[None]]] | None = None
+        self.closers: list[asyncio.Future[None]] | None = None
+        self.timer: Timer | None = None  # Write stall while bytes wait, then the lingering close.
+        self.mark_bytes = 0  # What `sent_bytes` was when the timer was armed; then, what lingering threw away.
 
 
 class Stream(HookEndpoint):
     """The sending and ending half of a connection. `Connection` adds the reading half."""
 
-    __slots__ = (
-        "_cause",
-        "_closers",
-        "_ended",
-        "_failure",
-        "_host",
-        "_mark_bytes",
-        "_output_ended",
-        "_peer_ended",
-        "_reason",
-        "_reported",
-        "_senders",
-        "_stage",
-        "_timer",
-    )
+    __slots__ = ("_aside", "_ended", "_host", "_output_ended", "_paused", "_peer_ended", "_reason", "_stage")
 
     def __init__(self, host: Host, fd: int, traffic: int, unix: bool = False) -> None:
         super().__init__(host.engine.agenda, fd, traffic=traffic, unix=unix)
         self._host = host
-        self._stage = Stage.OPEN
-        self._reason = CloseReason.LOCAL  # What a close would be put down to.
+        self._stage = OPEN
+        self._reason: int = LOCAL  # What a close would be put down to: a `CloseReason`.
+        self._paused = False  # The reading half's. Here it takes no room, among the others that are as small.
         self._peer_ended = False
         self._ended = False  # Nothing more is read: the peer ended its stream, or a drain stands in for that.
         self._output_ended = False  # No more is written: our end of stream is sent, or waits behind the queue.
-        self._failure: OSError | None = None
-        self._cause: BaseException | None = None  # What the handler raised.
-        self._reported = False  # A send has raised the failure; from then on they raise BrokenPipeError.
-        self._senders: list[tuple[int | None, asyncio.Future[None]]] | None = None
-        self._closers: list[asyncio.Future[None]] | None = None
-        self._timer: Timer | None = None  # Write stall while bytes wait, then the lingering close.
-        self._mark_bytes = 0  # What `sent_bytes` was when the timer was armed; then, what lingering threw away.
+        self._aside: Aside | None = None
+
+    @property
+    def lingering(self) -> bool:
+        """Whether all is sent, and only the peer's end of the stream is awaited."""
+        return self._stage == LINGERING
 
     def _release_reader(self) -> None:
         """Reading is over: a parked reader is to look again, in the next turn."""
@@ -123,8 +78,16 @@ class Stream(HookEndpoint):
         On a connection that is closed or dead it does nothing. One that finds more than the hard limit unsent resets
         the connection: await `drain()` now and then, or use `send`.
         """
-        if self._stage is Stage.OPEN and len(data) and not self._output_ended:
+        if self._stage == OPEN and not self._output_ended and _sys.size_of(data):
             self._submit(data)
+
+    def write_plainly(self, data: Any) -> bool:
+        """`write`, if the connection is open and `data` of a type that asyncio's transports take: whether it was."""
+        if self._stage != OPEN or self._output_ended or not isinstance(data, (bytes, bytearray, memoryview)):
+            return False
+        if _sys.size_of(data):
+            self._submit(data)
+        return True
 
     def send(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
         """Send `data`; the await is over when every byte is with the kernel.
@@ -132,25 +95,27 @@ class Stream(HookEndpoint):
         Cancelling the await stops the waiting, not the sending. Raises `ConnectionFreed` when this side has closed the
         connection, and when it is dead: its error the first time, `BrokenPipeError` ever after.
         """
-        if self._stage is not Stage.OPEN or self._output_ended:
+        if self._stage != OPEN or self._output_ended:
             raise self._send_error()
-        if not len(data) or self._submit(data):
+        if not _sys.size_of(data) or self._submit(data):
             return DONE
-        if self._failure is not None:
+        if self._stage != OPEN:  # It has failed.
             raise self._send_error()
         return self._await_unsent(self.sent_bytes + self.unsent_bytes)
 
     def drain(self) -> Awaitable[None]:
         """If many bytes are unsent, wait until few are: to be awaited between many `write`s. Raises as `send`."""
-        if self._stage is not Stage.OPEN:
+        if self._stage != OPEN:
             raise self._send_error()
-        return DONE if self.unsent_bytes <= self._host.limits.write_high_bytes else self._await_unsent(None)
+        if not self.unsent_bytes or self.unsent_bytes <= self._host.limits.write_high_bytes:
+            return DONE
+        return self._await_unsent(None)
 
     # Ending.
 
     def write_eof(self) -> None:
         """End our stream once what is queued is sent, and go on reading. Idempotent; nothing is written after it."""
-        if self._stage is Stage.OPEN and not self._output_ended:
+        if self._stage == OPEN and not self._output_ended:
             self._output_ended = True
             if not self.unsent_bytes:
                 self._send_end()
@@ -162,7 +127,7 @@ class Stream(HookEndpoint):
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be when the last byte is sent."""
-        return self._stage is not Stage.OPEN
+        return self._stage != OPEN
 
     def close(self) -> None:
         """Send what is queued, then end the connection. Returns at once; idempotent.
@@ -174,31 +139,32 @@ class Stream(HookEndpoint):
 
     def abort(self) -> None:
         """End the connection now: unsent bytes are dropped and the peer sees a reset. Idempotent."""
-        if self._stage is not Stage.CLOSED:
+        if self._stage != CLOSED:
             self._reset(self._reason)
 
     async def wait_closed(self) -> None:
         """Wait until the descriptor is closed, however that comes about."""
-        if self._stage is not Stage.CLOSED:
+        if self._stage != CLOSED:
             closed = self._host.loop.create_future()
-            if self._closers is None:
-                self._closers = []
-            self._closers.append(closed)
+            aside = self._put_aside()
+            if aside.closers is None:
+                aside.closers = []
+            aside.closers.append(closed)
             try:
                 await closed
             finally:
-                if self._closers is not None:  # Given up: a handler may wait anew beside each of its reads.
-                    self._closers.remove(closed)
+                if aside.closers is not None:  # Given up: a handler may wait anew beside each of its reads.
+                    aside.closers.remove(closed)
 
     # Hooks of the engine.
 
     def on_end(self) -> None:
         self._peer_ended = True
-        if self._stage is Stage.LINGERING:
+        if self._stage == LINGERING:
             self._end(self._reason)
-        elif self._stage is Stage.OPEN:
+        elif self._stage == OPEN:
             self._ended = True
-            self._reason = CloseReason.EOF
+            self._reason = EOF
 
     def on_failed(self, error: OSError) -> None:
         self._fail(error)
@@ -214,83 +180,100 @@ class Stream(HookEndpoint):
         self.on_progress()
         if self.unsent_bytes:
             return  # It told a protocol, which has written more.
-        if self._stage is Stage.FLUSHING:
+        if self._stage == FLUSHING:
             self._linger()
-        elif self._stage is Stage.OPEN and self._output_ended:
+        elif self._stage == OPEN and self._output_ended:
             self._send_end()
 
     def on_progress(self) -> None:
-        senders = self._senders
-        if senders is None:
+        aside = self._aside
+        if aside is None or aside.senders is None:
             return
         low = self._host.limits.write_low_bytes
         waiting = []
-        for position, sender in senders:
+        for position, sender in aside.senders:
             if sender.done():
                 continue  # Its await was cancelled.
             if self.unsent_bytes > low if position is None else self.sent_bytes < position:
                 waiting.append((position, sender))
             else:
                 sender.set_result(None)
-        self._senders = waiting or None
+        aside.senders = waiting or None
 
     # Inside: sending.
 
     def _submit(self, data: bytes | bytearray | memoryview) -> bool:
         """Whether every byte is with the kernel. When not, they are queued, or the connection has failed."""
-        limits = self._host.limits
-        if self.unsent_bytes > limits.write_hard_bytes:
+        if self.unsent_bytes and self.unsent_bytes > self._host.limits.write_hard_bytes:
             self._fail(WriteQueueOverflow(f"{self.unsent_bytes} bytes unsent: the peer reads too slowly"))
             return False
-        try:
-            if self.submit_write(data):
-                return True
-        except OSError as error:
-            self._fail(error)
+        if self.fd < 0:  # The engine was closed before us.
+            self._fail(ConnectionFreed("write on a connection that is closed"))
             return False
-        if self._timer is None:
+        sent = self._submit_write(data)
+        if sent > 0:
+            return True
+        if sent < 0:
+            self._fail(_sys.error_of(-sent))
+            return False
+        if self._put_aside().timer is None:
             self._arm_stall()
         return False
 
     def _await_unsent(self, position: int | None) -> Awaitable[None]:
         """Wait until `sent_bytes` reaches `position`; None: until few bytes are unsent."""
         sender = self._host.loop.create_future()
-        if self._senders is None:
-            self._senders = []
-        self._senders.append((position, sender))
+        aside = self._put_aside()
+        if aside.senders is None:
+            aside.senders = []
+        aside.senders.append((position, sender))
         return sender
 
     def _send_error(self) -> OSError:
-        if self._failure is None:
-            what = "that is closed" if self._stage is not Stage.OPEN else "whose end of stream is sent"
+        aside = self._aside
+        if aside is None or aside.failure is None:
+            what = "that is closed" if self._stage != OPEN else "whose end of stream is sent"
             return ConnectionFreed(f"send on a connection {what}")
-        if self._reported:
+        if aside.reported:
             return BrokenPipeError(errno.EPIPE, "send on a connection that has failed before")
-        self._reported = True
-        return self._failure.with_traceback(None)
+        aside.reported = True
+        return aside.failure.with_traceback(None)
 
     def _arm_stall(self) -> None:
-        self._mark_bytes = self.sent_bytes
-        self._timer = self._host.engine.after(self._host.limits.write_stall_s, self._on_stall)
+        aside = self._put_aside()
+        aside.mark_bytes = self.sent_bytes
+        aside.timer = self._host.engine.after(self._host.limits.write_stall_s, self._on_stall)
 
     def _on_stall(self) -> None:
-        if self.sent_bytes != self._mark_bytes:
+        if self.sent_bytes != self._put_aside().mark_bytes:
             self._arm_stall()
         else:
             self._fail(DeadlineExceeded(f"the peer accepted no byte for {self._host.limits.write_stall_s:g} s"))
 
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._host.engine.cancel(self._timer)
-            self._timer = None
+        aside = self._aside
+        if aside is not None and aside.timer is not None:
+            self._host.engine.cancel(aside.timer)
+            aside.timer = None
+
+    def _put_aside(self) -> Aside:
+        """Where it is kept what few have."""
+        if self._aside is None:
+            self._aside = Aside()
+        return self._aside
+
+    @property
+    def _failure(self) -> OSError | None:
+        """What the network ended the connection with."""
+        return None if self._aside is None else self._aside.failure
 
     # Inside: ending.
 
-    def _close(self, reason: CloseReason) -> None:
-        if self._stage is not Stage.OPEN:
+    def _close(self, reason: int) -> None:
+        if self._stage != OPEN:
             return
         self._reason = reason
-        self._stage = Stage.FLUSHING
+        self._stage = FLUSHING
         self.withdraw_read()
         self._release_reader()
         if not self.unsent_bytes:
@@ -313,65 +296,71 @@ class Stream(HookEndpoint):
         if self._peer_ended:
             self._end(self._reason)
             return
-        self._stage = Stage.LINGERING
+        self._stage = LINGERING
         self._on_sending_over()
-        self._mark_bytes = 0  # Counts what is thrown away.
-        self._timer = self._host.engine.after(self._host.limits.linger_s, self._on_linger_over)
+        aside = self._put_aside()
+        aside.mark_bytes = 0  # Counts what is thrown away.
+        aside.timer = self._host.engine.after(self._host.limits.linger_s, self._on_linger_over)
         self.post_read()
 
     def _on_linger_over(self) -> None:
-        self._timer = None
+        self._put_aside().timer = None
         self._end(self._reason)
 
     def _discard(self, size: int) -> None:
-        if self._stage is Stage.LINGERING:
-            self._mark_bytes += size
-            if self._mark_bytes > self._host.limits.linger_bytes:
+        if self._stage == LINGERING:
+            aside = self._put_aside()
+            aside.mark_bytes += size
+            if aside.mark_bytes > self._host.limits.linger_bytes:
                 self._end(self._reason)
             else:
                 self.post_read()
 
     def _fail(self, error: OSError) -> None:
-        if self._stage is Stage.CLOSED:
+        if self._stage == CLOSED:
             return
-        if self._stage is Stage.LINGERING:  # We ended it, and it was only for the peer's sake that we waited.
+        if self._stage == LINGERING:  # We ended it, and it was only for the peer's sake that we waited.
             self._end(self._reason)
             return
-        self._failure = error.with_traceback(None)  # Its frames refer to us.
-        match error:
-            case DeadlineExceeded():
-                reason = CloseReason.DEADLINE
-            case _ if error.errno in RESET_ERRNOS:
-                reason = CloseReason.RESET
-            case _:
-                reason = CloseReason.ERROR
+        self._put_aside().failure = error.with_traceback(None)  # Its frames refer to us.
+        if isinstance(error, DeadlineExceeded):
+            reason = CloseReason.DEADLINE
+        elif error.errno in RESET_ERRNOS:
+            reason = CloseReason.RESET
+        else:
+            reason = CloseReason.ERROR
         self._reset(reason)
 
-    def _reset(self, reason: CloseReason) -> None:
+    def _reset(self, reason: int) -> None:
         if self.fd >= 0:  # The engine may have been closed before us.
             with contextlib.suppress(OSError):  # A peer that is gone needs no reset.
                 self.reset_on_close()
         self._end(reason)
 
-    def _end(self, reason: CloseReason) -> None:
+    def _end(self, reason: int) -> None:
         """Close the descriptor and tell everybody who waits. From anywhere: nobody is resumed inline."""
-        if self._stage is Stage.CLOSED:
+        if self._stage == CLOSED:
             return
-        lingered = self._stage is Stage.LINGERING
-        self._stage = Stage.CLOSED
+        lingered = self._stage == LINGERING
+        self._stage = CLOSED
         self._disarm()
         if not lingered:
             self._on_sending_over()
         self._host.engine.free(self)
-        senders, self._senders = self._senders, None
+        error = None if self._aside is None else self._settle(self._aside)
+        self._release_reader()
+        self._host.closed(self, CloseReason(reason), error)
+
+    def _settle(self, aside: Aside) -> BaseException | None:
+        """Tell everybody who waits that the connection has ended: what it ended with, if that was an error."""
+        senders, aside.senders = aside.senders, None
         for _, sender in senders or ():
             if not sender.done():
-                self._reported = self._failure is not None
-                sender.set_exception(self._failure or ConnectionFreed("the connection was closed while sending"))
-        closers, self._closers = self._closers, None
+                aside.reported = aside.failure is not None
+                sender.set_exception(aside.failure or ConnectionFreed("the connection was closed while sending"))
+        closers, aside.closers = aside.closers, None
         for closer in closers or ():
             if not closer.done():
                 closer.set_result(None)
-        self._release_reader()
-        error, self._cause = self._failure or self._cause, None  # Its frames refer to the connection.
-        self._host.closed(self, reason, error)
+        error, aside.cause = aside.failure or aside.cause, None  # Its frames refer to the connection.
+        return error

@@ -21,7 +21,8 @@ from contextvars import copy_context
 from typing import Any, Final, cast
 
 from shardnet.connection import Connection
-from shardnet.errors import ConnectionFreed, InternalError
+from shardnet.errors import InternalError
+from shardnet.watcher._sys import EVENT_FAILED, EVENT_IN, EVENT_OUT, EVENT_RDHUP, FAILED, SwapBuffer, size_of
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Endpoint
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.hooks import HookEndpoint
@@ -38,7 +39,7 @@ class MemorySocket:
     def __init__(self, address: Any, room_bytes: int, chunk_bytes: int) -> None:
         self.address = address
         self.peer = self
-        self.notify: Callable[..., None] = _tell_nobody
+        self.notify: Callable[[int], None] = _tell_nobody
         self.arrived = bytearray()  # Sent by the peer, and not received yet.
         self.room_bytes = room_bytes  # The most that waits in `arrived`.
         self.chunk_bytes = chunk_bytes  # The most that one receive brings.
@@ -60,7 +61,7 @@ class MemorySocket:
             size = min(size, self.chunk_bytes)
             data = bytes(self.arrived[:size])
             del self.arrived[:size]
-            self.peer.notify(outward=True)
+            self.peer.notify(EVENT_OUT)
             return data
         if not self._input_ended:  # As Linux has it: who was told of the end is not told of a reset behind it.
             self._meet_error()
@@ -74,11 +75,11 @@ class MemorySocket:
         peer = self.peer
         if peer._closed:
             self._take_reset()  # The answer of an end that is closed; what was sent is lost.
-            return len(data)
-        size = min(len(data), peer.room_bytes - len(peer.arrived))
+            return size_of(data)
+        size = min(size_of(data), peer.room_bytes - len(peer.arrived))
         if size > 0:
-            peer.arrived += data[:size]
-            peer.notify(inward=True)
+            peer.arrived += memoryview(data).cast("B")[:size]
+            peer.notify(EVENT_IN)
         return max(size, 0)
 
     def end_output(self) -> None:
@@ -102,7 +103,7 @@ class MemorySocket:
             self.peer._take_reset()
         elif not self._output_ended:
             self.peer._take_end()
-        self.peer.notify(outward=True)  # Whoever waits for room learns that there will be none.
+        self.peer.notify(EVENT_OUT)  # Whoever waits for room learns that there will be none.
 
     def _meet_error(self) -> None:
         if number := self.take_error():
@@ -110,7 +111,7 @@ class MemorySocket:
 
     def _take_end(self) -> None:
         self._input_ended = True
-        self.notify(inward=True, odd=True)
+        self.notify(EVENT_IN | EVENT_RDHUP)
 
     def _take_reset(self) -> None:
         if self._closed or self._reset:
@@ -118,7 +119,7 @@ class MemorySocket:
         self._reset = True
         # What Linux says of a reset in CLOSE_WAIT, and elsewhere.
         self._error = errno.EPIPE if self._input_ended and not self._output_ended else errno.ECONNRESET
-        self.notify(inward=True, odd=True, outward=True, error=True)
+        self.notify(EVENT_IN | EVENT_OUT | EVENT_RDHUP | EVENT_FAILED)
 
 
 def joined(addresses: tuple[Any, Any], room_bytes: int, chunk_bytes: int) -> tuple[MemorySocket, MemorySocket]:
@@ -143,16 +144,14 @@ class MemoryEndpoint(HookEndpoint):
         self._pump = pump
         memory.notify = self._on_notify
         if memory.readable:
-            self._on_notify(inward=True)
+            self._on_notify(EVENT_IN)
 
     def unplug(self) -> None:
         self._memory.notify = _tell_nobody
         self._memory.close()
 
-    def _on_notify(
-        self, *, inward: bool = False, odd: bool = False, outward: bool = False, error: bool = False
-    ) -> None:
-        self.note_events(inward=inward, odd=odd, outward=outward, error=error)
+    def _on_notify(self, events: int) -> None:
+        self.note_events(events)
         self._pump()
 
     def post_read(self, size: int = CHUNK_MAX_BYTES) -> None:
@@ -160,62 +159,30 @@ class MemoryEndpoint(HookEndpoint):
         if self.readable:
             self._pump()
 
-    def receive_now(self, size: int) -> bytes | None:
-        if not self.readable or self._agenda.receives_left <= 0:
-            return None
-        self._agenda.receives_left -= 1
-        data = self._memory.receive(min(size, CHUNK_MAX_BYTES))
-        self.readable = self._memory.readable
-        self.received_bytes += len(data or b"")
-        return data
-
-    def reap(self, swap: Any, start: int, room: int) -> int:
-        self._reap_due = False
-        wanted, self._wanted = self._wanted, 0
-        if not wanted:
-            return -1
-        data = self._memory.receive(min(wanted, CHUNK_MAX_BYTES, room))
-        self.readable = self._memory.readable
+    def _receive_into(self, swap: SwapBuffer, start: int, room: int) -> int:
+        try:
+            data = self._memory.receive(room)
+        except OSError as error:
+            return FAILED - (error.errno or 0)
         if data is None:
-            self._wanted = wanted
             return -1
         swap.put(start, data)
         return len(data)
 
-    def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
-        if self.fd < 0:
-            raise ConnectionFreed("write on a connection that is closed")
-        rest = memoryview(bytes(data))
-        if self._queue is None:
-            sent = self._memory.send(rest)
-            self.sent_bytes += sent
-            if sent == len(rest):
-                return True
-            rest = rest[sent:]
-            self._queue = deque()
-        self._queue.append(rest)
-        self.unsent_bytes += len(rest)
-        return False
+    def _receive_bytes(self, size: int) -> bytes | None:
+        return self._memory.receive(size)
 
-    def proceed(self) -> None:
-        self._proceed_due = False
-        sent_before = self.sent_bytes
-        queue = self._queue
-        while queue:
-            try:
-                sent = self._memory.send(queue[0])
-            except OSError as error:
-                self._drop_queue()
-                self.on_failed(error)
-                return
-            if not sent:
-                break
-            self._drop_sent(queue, sent)
-        if queue is not None and not queue:
-            self._queue = None
-            self.on_sent()
-        elif self.sent_bytes != sent_before:
-            self.on_progress()
+    def _send_bytes(self, data: bytes | bytearray | memoryview) -> int:
+        try:
+            return self._memory.send(data)
+        except OSError as error:
+            return -(error.errno or 0)
+
+    def _send_queue(self, queue: deque[bytes | memoryview]) -> int:
+        return self._send_bytes(queue[0])
+
+    def _drained(self) -> None:
+        self.readable = self._memory.readable  # A receive that was short because of `chunk_bytes` has left some.
 
     def end_output(self) -> None:
         self._memory.end_output()
@@ -269,26 +236,11 @@ class MemoryListener:
     resume = pause
 
 
-class MemorySwap:
-    """A swap buffer that is not received into, but put into."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self.size = size_bytes
-        self._bytes = bytearray(size_bytes)
-
-    def put(self, start: int, data: bytes) -> None:
-        self._bytes[start : start + len(data)] = data
-
-    def take(self, start: int, size: int) -> bytes:
-        return bytes(self._bytes[start : start + size])
-
-
 class MemoryEngine(Engine):
     """The engine of memory endpoints: it has no descriptor to wait for, and `loop` turns it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cells: memoryview) -> None:
         super().__init__(SWAP_SIZE_BYTES, cells)
-        self.swap = cast("Any", MemorySwap(SWAP_SIZE_BYTES))
         self._loop = loop
         self._context = copy_context()  # Handlers get none of a test's that happens to wake them.
         self._sockets: dict[int, MemorySocket] = {}
@@ -369,7 +321,7 @@ class MemoryEngine(Engine):
             self._alarm = self._loop.call_later(wait_s, self._turn_soon, context=self._context)
 
 
-def _tell_nobody(**_events: bool) -> None:
+def _tell_nobody(_events: int) -> None:
     pass
 
 

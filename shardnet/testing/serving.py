@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardnet.app import App, Handler, Kind, resolve
-from shardnet.connection import Connection, Limits, Shard, Stage
+from shardnet.connection import Connection, Limits, Shard
 from shardnet.errors import UsageError
 from shardnet.log import get_logger
 from shardnet.metrics import WorkerCells
@@ -62,7 +62,7 @@ class CollectingServer(Server):
         """Close the connections that only wait for their peer's end, and let no other wait long for that."""
         self.limits = dataclasses.replace(self.limits, linger_s=LAST_LINGER_S)
         for conn in self.connections():
-            if conn._stage is Stage.LINGERING:
+            if conn.lingering:
                 conn.give_up()
 
 

@@ -4,8 +4,7 @@ It knows neither asyncio nor anything else of shardnet but its errors. What a us
 hands out. The parts below, from `engine` on, are what shardnet's workers run on.
 """
 
-from typing import Final
-
+from shardnet.compiled import ENGINE, require_engine
 from shardnet.errors import (
     ConnectionBroken,
     ConnectionFreed,
@@ -23,7 +22,7 @@ from shardnet.watcher.operations import Completion
 from shardnet.watcher.statistics import Statistics
 from shardnet.watcher.watcher import Watcher
 
-ENGINE: Final = "python"  # Which build of the engine this is.
+require_engine()
 
 __all__ = [
     "ENGINE",

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from shardnet.errors import ConnectionFreed
+from shardnet.watcher import _sys
 from shardnet.watcher.channel import Channel
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.operations import Error, Outbox
@@ -74,7 +75,9 @@ class Connections:
 
     def open(self, fd: int, peer: Any) -> Channel:
         """What the user gets to hold of a connection that was accepted."""
-        return self._make(QueuedEndpoint(self._engine, self._outbox, fd, socket.getdefaulttimeout()), peer)
+        return self._make(
+            QueuedEndpoint(self._engine, self._outbox, fd, socket.getdefaulttimeout()), _sys.address_of(peer)
+        )
 
     def begin(self, family: int, address: Any) -> QueuedEndpoint | OSError:
         """The endpoint of a socket that is to be connected; or why there is none: no descriptor, say."""

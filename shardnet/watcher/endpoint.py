@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from shardnet.watcher import _sys
+from shardnet.watcher import _sockets, _sys
 from shardnet.watcher.counters import TRAFFIC_ALONE, TRAFFIC_RECEIVED, TRAFFIC_SENT, Op, Outcome, completions_cell
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ class Agenda:
     knows no edges then tells of the next. None where the poller knows edges.
     """
 
-    __slots__ = ("cells", "failing", "pending", "ready", "rearm", "receives_left")
+    __slots__ = ("_cells_kept", "cells", "failing", "pending", "ready", "rearm", "receives_left")
 
     def __init__(self, cells: memoryview, rearm: Callable[[int, int], object] | None = None) -> None:
-        self.cells = cells
+        self._cells_kept = cells
+        self.cells = _sys.cells_of(self._cells_kept)
         self.rearm = rearm
-        self.ready: deque[HookEndpoint] = deque()  # Whose posted read may succeed.
+        self.ready: list[HookEndpoint] = []  # Whose posted read may succeed.
         self.pending: deque[Endpoint] = deque()  # Whose queues may go on.
         self.failing: deque[HookEndpoint] = deque()  # In error, with no operation under way that would meet it.
         self.receives_left = RECEIVES_PER_TURN_MAX
@@ -69,7 +70,7 @@ class Endpoint:
 
     # What a kind of endpoint says, and the engine calls.
 
-    def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
+    def note_events(self, events: int) -> None:
         """Remember what a poll told, and put on the agenda what can be done about it. Runs nobody's code."""
 
     def proceed(self) -> None:
@@ -85,23 +86,23 @@ class Endpoint:
 
     def end_output(self) -> None:
         """Say that nothing more will be sent. Raises `OSError` when the peer is gone."""
-        _sys.end_of_output(self.fd)
+        _sockets.end_of_output(self.fd)
 
     def reset_on_close(self) -> None:
         """Make the close, which must follow, a reset: what is unsent is thrown away. Raises `OSError`."""
-        _sys.reset_on_close(self.fd)
+        _sockets.reset_on_close(self.fd)
 
     def unread_in_kernel(self) -> int:
         """How many bytes wait to be received. Raises `OSError`."""
-        return _sys.unread_bytes(self.fd)
+        return _sockets.unread_bytes(self.fd)
 
     def pending_error(self) -> int:
         """The errno that the next operation would meet, or 0. Asking takes it."""
-        return _sys.pending_error(self.fd)
+        return _sockets.pending_error(self.fd)
 
     def local_address(self) -> Any:
         """The address of this end, as `socket.getsockname` gives it. Raises `OSError`."""
-        return _sys.local_address(self.fd)
+        return _sockets.local_address(self.fd)
 
     # For the kinds.
 
@@ -122,3 +123,12 @@ class Endpoint:
     def _count_sent(self, size: int) -> None:
         self.sent_bytes += size
         self._agenda.cells[self.traffic + TRAFFIC_SENT] += size
+
+
+class Guest:
+    """A descriptor that somebody else's event loop watches through our epoll, level-triggered."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: Any) -> None:
+        self.token = token

@@ -32,7 +32,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shardnet.errors import WatcherClosed
-from shardnet.watcher import _sys
+from shardnet.watcher import _sockets, _sys
+from shardnet.watcher._sys import Poller
 from shardnet.watcher.counters import (
     CELLS_ALONE,
     LOOP_TURNS,
@@ -47,23 +48,14 @@ from shardnet.watcher.counters import (
     TIMER_OK,
     Op,
 )
-from shardnet.watcher.endpoint import RECEIVES_PER_TURN_MAX, Agenda, Endpoint
+from shardnet.watcher.endpoint import RECEIVES_PER_TURN_MAX, Agenda, Endpoint, Guest
 from shardnet.watcher.hooks import HookEndpoint
 from shardnet.watcher.listener import Listener
-from shardnet.watcher.pollers import Poller, new_poller
+from shardnet.watcher.pollers import new_poller
 from shardnet.watcher.timers import Timer, TimerQueue
 
 READS_PER_TURN_MAX: Final = 256  # Endpoints that complete a read, before timers, accepts and guests get the turn.
 ROOM_MIN_BYTES: Final = 4096  # A swap buffer with less room counts as full: no receives in useless fragments.
-
-
-class Guest:
-    """A descriptor that somebody else's event loop watches through our epoll, level-triggered."""
-
-    __slots__ = ("token",)
-
-    def __init__(self, token: Any) -> None:
-        self.token = token
 
 
 Entry = Endpoint | Listener | Guest  # Whom a descriptor belongs to.
@@ -80,7 +72,8 @@ class Engine:
     def __init__(self, swap_size: int = 65536, cells: memoryview | None = None, poller: Poller | None = None) -> None:
         if swap_size < 0:
             raise ValueError(f"swap_size is {swap_size}: it cannot be negative")
-        self.cells = memoryview(array("Q", [0] * CELLS_ALONE)) if cells is None else cells
+        # A view of its own, which nobody else can release.
+        self.cells = memoryview(array("Q", [0] * CELLS_ALONE) if cells is None else cells)
         self.cells[SWAP_CAPACITY_BYTES] = swap_size
         self.swap = _sys.SwapBuffer(swap_size)
         self.poller = poller = new_poller() if poller is None else poller
@@ -91,12 +84,15 @@ class Engine:
         self._table: list[Entry | None] = []
         self._position = 0  # Where resolving the events of the last poll stands.
         self._count = 0
-        self._batch: deque[tuple[HookEndpoint, int, int, OSError | None]] = deque()
+        # Reaped, in the order in which their bytes stand in the swap buffer; and how far dispatching them has come.
+        self._batch: list[HookEndpoint] = []
+        self._batch_position = 0
+        self._batch_start = 0
         self._acceptable: deque[Listener] = deque()
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers = TimerQueue()
         self._wake_lock = threading.RLock()  # Reentrant: a signal handler may come upon its own thread inside.
-        self._wakeup = _sys.Wakeup()
+        self._wakeup = _sockets.Wakeup()
         self._wake_guest = Guest(None)
         self._enter(self._wakeup.fd, self._wake_guest)
         self.poller.add(self._wakeup.fd, _sys.EVENT_IN)
@@ -237,7 +233,7 @@ class Engine:
         """Wait until something happens, at most `timeout_s` seconds (None: for ever), and complete what is ready."""
         if self._closed:
             raise WatcherClosed("turn of an engine that is closed")
-        self.cells[LOOP_TURNS] += 1
+        self.agenda.cells[LOOP_TURNS] += 1
         self.agenda.receives_left = RECEIVES_PER_TURN_MAX
         if self._batch or self._deferred:
             timeout_s = 0.0  # What runs now may have made work for a loop around us: do not sleep on it.
@@ -279,12 +275,8 @@ class Engine:
             self._position += 1
             entry = table[fd]
             if isinstance(entry, Endpoint):
-                entry.note_events(
-                    inward=events & ~_sys.EVENT_OUT != 0,
-                    odd=events & _sys.EVENT_ODD != 0,
-                    outward=events & (_sys.EVENT_OUT | _sys.EVENT_FAILED) != 0,
-                    error=events & _sys.EVENT_ERROR != 0,
-                )
+                endpoint = entry
+                endpoint.note_events(events)
             elif isinstance(entry, Listener):
                 self._acceptable.append(entry)
             elif entry is self._wake_guest:
@@ -330,47 +322,58 @@ class Engine:
         """Receive for at most `left` ready endpoints, until the swap buffer is full; how many are left."""
         swap = self.swap
         ready = self.agenda.ready
-        cells = self.cells
+        cells = self.agenda.cells
+        batch = self._batch
         used = 0
-        while left > 0:
+        taken = 0
+        while taken < left:
             room = swap.size - used
             if room < self._room_min:
                 cells[SWAP_EXHAUSTED] += 1
                 break
-            endpoint = ready.popleft()
-            left -= 1
-            try:
-                size = endpoint.reap(swap, used, room)
-            except OSError as error:
-                self._batch.append((endpoint, 0, 0, error))
+            endpoint = ready[taken]
+            taken += 1
+            size = endpoint.reap(swap, used, room)
+            if size == -1:
                 continue
-            if size >= 0:
-                self._batch.append((endpoint, used, size, None))
+            batch.append(endpoint)
+            if size > 0:
                 used += size
+        del ready[:taken]
+        swap.used = used
         cells[SWAP_IN_USE_BYTES] = used
         if used > cells[SWAP_IN_USE_PEAK_BYTES]:
             cells[SWAP_IN_USE_PEAK_BYTES] = used
-        return left
+        return left - taken
 
     def _dispatch(self) -> None:
         batch = self._batch
-        cells = self.cells
-        while batch:
-            endpoint, start, size, error = batch.popleft()
+        cells = self.agenda.cells
+        while self._batch_position < len(batch):
+            endpoint = batch[self._batch_position]
+            self._batch_position += 1
+            size = endpoint.reaped
+            start = self._batch_start
+            if size > 0:
+                self._batch_start = start + size
             if endpoint.fd < 0:
                 cells[READ_CANCELLED] += 1  # Freed by an earlier completion of this batch.
-            elif size:
+            elif size > 0:
                 cells[READ_OK] += 1
                 cells[endpoint.traffic] += size
                 endpoint.received_bytes += size
                 endpoint.on_received(start, size)
-            elif error is None:
+            elif size == 0:
                 cells[READ_EOF] += 1
                 endpoint.note_end()
                 endpoint.on_end()
             else:
+                error = endpoint.reap_error()
                 self.agenda.count_failure(Op.READ, error)
                 endpoint.on_failed(error)
+        batch.clear()
+        self._batch_position = 0
+        self._batch_start = 0
 
     def _check_open(self) -> None:
         if self._closed:

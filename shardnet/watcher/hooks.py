@@ -41,6 +41,7 @@ class HookEndpoint(Endpoint):
         "_unix",
         "_wanted",
         "readable",
+        "reaped",
         "unsent_bytes",
     )
 
@@ -53,6 +54,7 @@ class HookEndpoint(Endpoint):
         self._wanted = 0  # Bytes that the posted read wants; 0 when none is posted.
         self._drained_when_short = not unix
         self._queue: deque[bytes | memoryview] | None = None
+        self.reaped = 0  # What the last `reap` returned.
         self._reap_due = False  # Stands in the agenda already.
         self._error_noted = False  # By the poll, while an operation was under way that should meet it.
 
@@ -126,7 +128,7 @@ class HookEndpoint(Endpoint):
         if size > CHUNK_MAX_BYTES:
             size = CHUNK_MAX_BYTES
         try:
-            data = _sys.receive(self.fd, size)
+            data = self._receive_bytes(size)
         except OSError as error:  # It stays readable: an error proves nothing about what waits behind it.
             agenda.count_failure(Op.READ, error)
             raise
@@ -151,32 +153,12 @@ class HookEndpoint(Endpoint):
         `OSError` when the connection is dead, `ConnectionFreed` when it was freed, `TypeError` when `data` is no
         contiguous buffer, `ValueError` when it is empty.
         """
-        if self.fd < 0:
-            raise ConnectionFreed("write on a connection that is closed")
-        if not isinstance(data, (bytes, bytearray)):
-            data = memoryview(data).cast("B")  # Its length is to be bytes, not items.
-        size = len(data)
-        if not size:
+        if not _sys.size_of(data):
             raise ValueError("submit_write: the data is empty")
-        sent = 0
-        if self._queue is None:
-            agenda = self._agenda
-            try:
-                sent = _sys.send(self.fd, data)
-            except OSError as error:
-                agenda.count_failure(Op.WRITE, error)
-                raise
-            self.sent_bytes += sent
-            agenda.cells[self.traffic + TRAFFIC_SENT] += sent
-            if sent == size:
-                agenda.cells[WRITE_OK] += 1
-                return True
-            self._queue = deque()
-            self._rearm(_sys.EVENT_OUT)
-        rest = data if isinstance(data, bytes) else bytes(data)
-        self._queue.append(memoryview(rest)[sent:] if sent else rest)
-        self.unsent_bytes += size - sent
-        return False
+        sent = self._submit_write(data)
+        if sent < 0:
+            raise _sys.error_of(-sent)
+        return sent == 1
 
     # What the engine calls.
 
@@ -186,41 +168,48 @@ class HookEndpoint(Endpoint):
             self._error_noted = False
             self._agenda.failing.append(self)
 
-    def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
-        if inward:
+    def note_events(self, events: int) -> None:
+        if events & ~_sys.EVENT_OUT:
             self.readable = True
-            if odd:
+            if events & _sys.EVENT_ODD:
                 self._drained_when_short = False
             if self._wanted and not self._reap_due:
                 self._reap_due = True
                 self._agenda.ready.append(self)
-        if outward and self._queue is not None:
+        if self._queue is not None and events & _sys.EVENT_OUTWARD:
             self._ask_proceed()
-        if error:
+        if events & _sys.EVENT_ERROR:
             if self._wanted or self._queue is not None:
                 self._error_noted = True
             else:
                 self._agenda.failing.append(self)
 
     def reap(self, swap: _sys.SwapBuffer, start: int, room: int) -> int:
-        """Complete the posted read into the swap buffer: bytes received, 0 at the end, -1 when nothing completed."""
+        """Complete the posted read into the swap buffer: bytes received, 0 at the end, -1 when nothing completed.
+
+        Less than that is a failure, see `reap_error`. `reaped` keeps it.
+        """
         self._reap_due = False
         wanted = self._wanted
         if wanted == 0:
             return -1  # Withdrawn or freed meanwhile; it stays readable.
-        wanted = min(wanted, CHUNK_MAX_BYTES, room)
-        try:
-            size = swap.receive(self.fd, start, wanted)
-        except OSError:  # It stays readable: see `receive_now`.
-            self._wanted = 0
-            raise
-        if size < 0:
+        if wanted > CHUNK_MAX_BYTES:
+            wanted = CHUNK_MAX_BYTES
+        if wanted > room:
+            wanted = room
+        size = self._receive_into(swap, start, wanted)  # When that fails it stays readable: see `receive_now`.
+        if size == -1:
             self._found_empty()
             return -1
         self._wanted = 0
         if 0 < size < wanted and self._drained_when_short:
             self._drained()
+        self.reaped = size
         return size
+
+    def reap_error(self) -> OSError:
+        """What the last `reap` failed with."""
+        return _sys.error_of(_sys.FAILED - self.reaped)
 
     def proceed(self) -> None:
         """Send from the queue: until it is empty, the kernel is full, or the turn's share is used up."""
@@ -230,12 +219,12 @@ class HookEndpoint(Endpoint):
             return
         sent_before = self.sent_bytes
         for _ in range(WRITES_PER_TURN_MAX):
-            try:
-                sent = _sys.send_many(self.fd, queue) if len(queue) > 1 else _sys.send(self.fd, queue[0])
-            except OSError as error:
+            sent = self._send_queue(queue)
+            if sent < 0:
                 # The stream has a hole from here on: nothing behind it may be sent, not even if the error passes.
                 queue.popleft()
                 self._drop_queue()
+                error = _sys.error_of(-sent)
                 self._agenda.count_failure(Op.WRITE, error)
                 self.on_failed(error)
                 return
@@ -256,9 +245,50 @@ class HookEndpoint(Endpoint):
         self.withdraw_read()
         self._drop_queue()
         self.readable = False
-        return super().abandon()
+        return Endpoint.abandon(self)
+
+    # Where the bytes come from, and where they go: `shardnet.testing` has other places.
+
+    def _receive_into(self, swap: _sys.SwapBuffer, start: int, room: int) -> int:
+        """As `SwapBuffer.receive`."""
+        return swap.receive(self.fd, start, room)
+
+    def _receive_bytes(self, size: int) -> bytes | None:
+        """As `_sys.receive`."""
+        return _sys.receive(self.fd, size)
+
+    def _send_bytes(self, data: bytes | bytearray | memoryview) -> int:
+        """As `_sys.send`."""
+        return _sys.send(self.fd, data)
+
+    def _send_queue(self, queue: deque[bytes | memoryview]) -> int:
+        """As `_sys.send_many`."""
+        return _sys.send_many(self.fd, queue) if len(queue) > 1 else _sys.send(self.fd, queue[0])
 
     # Inside.
+
+    def _submit_write(self, data: bytes | bytearray | memoryview) -> int:
+        """`submit_write` of what is not empty: 1 when all is with the kernel, 0 when not; when it fails, -errno."""
+        if self.fd < 0:
+            raise ConnectionFreed("write on a connection that is closed")
+        sent = 0
+        if self._queue is None:
+            agenda = self._agenda
+            sent = self._send_bytes(data)
+            if sent < 0:
+                agenda.count_failure(Op.WRITE, _sys.error_of(-sent))
+                return sent
+            self.sent_bytes += sent
+            agenda.cells[self.traffic + TRAFFIC_SENT] += sent
+            if sent == _sys.size_of(data):
+                agenda.cells[WRITE_OK] += 1
+                return 1
+            self._queue = deque()
+            self._rearm(_sys.EVENT_OUT)
+        rest = data if isinstance(data, bytes) else bytes(data)
+        self._queue.append(memoryview(rest)[sent:] if sent else rest)
+        self.unsent_bytes += len(rest) - sent
+        return 0
 
     def _drop_queue(self) -> None:
         if self._queue is not None:

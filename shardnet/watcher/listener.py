@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shardnet.watcher import _sys
+from shardnet.watcher._sys import Poller
 from shardnet.watcher.counters import ACCEPT_ERROR, ACCEPT_OK
-from shardnet.watcher.pollers import Poller
 
 ACCEPTS_PER_TURN_MAX: Final = 16  # New connections from one listener, before others get the turn.
 EXHAUSTED_PAUSE_S: Final = 0.1

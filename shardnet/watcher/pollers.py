@@ -16,44 +16,15 @@ import errno
 import os
 import select
 import stat
-from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from shardnet.watcher import _sys
+from shardnet.watcher._sys import Poller
 
 ASKABLE: Final = _sys.EVENT_IN | _sys.EVENT_OUT  # What poll is asked for. It adds errors and hang-ups by itself.
 
 
-class Poller(Protocol):
-    """What an engine needs of the kernel to learn of readiness.
-
-    Registered with `EVENT_EDGE`, a descriptor is told of when its state changes; without, as long as it is ready.
-    """
-
-    @property
-    def rearm(self) -> Callable[[int, int], object] | None:
-        """To be called with a descriptor and events that there is nothing to do for, that the next may be told of.
-        None where that is not needed."""
-
-    def add(self, fd: int, events: int) -> None:
-        """Raises `OSError`: EEXIST when `fd` is registered, EBADF when it is not open, or what the kernel says."""
-
-    def modify(self, fd: int, events: int) -> None:
-        """Raises `OSError` when `fd` is not registered."""
-
-    def remove(self, fd: int) -> None:
-        """Forget `fd`; silent when it is forgotten already."""
-
-    def poll(self, timeout_s: float | None) -> int:
-        """Wait for events, at most `timeout_s` seconds (None: for ever); how many there are."""
-
-    def event(self, index: int) -> tuple[int, int]:
-        """The descriptor and the event mask of event `index` of the last poll."""
-
-    def close(self) -> None: ...
-
-
-class PollPoller:
+class PollPoller(Poller):
     """poll(2). Exclusive wake-ups are epoll's alone: here, all who wait for a connection wake."""
 
     __slots__ = ("_armed", "_events", "_inodes", "_poll")

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from shardnet.errors import ConnectionBroken, ConnectionFreed, DeadlineExceeded
-from shardnet.watcher import _sys
+from shardnet.watcher import _sockets, _sys
 from shardnet.watcher.counters import Op
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Endpoint
 from shardnet.watcher.operations import Error, Operation, OperationQueue, Outbox
@@ -111,11 +111,11 @@ class QueuedEndpoint(Endpoint):
 
     # What the engine calls.
 
-    def note_events(self, *, inward: bool, odd: bool, outward: bool, error: bool) -> None:
-        if inward and self.reads.first is not None:
+    def note_events(self, events: int) -> None:
+        if events & ~_sys.EVENT_OUT and self.reads.first is not None:
             self._inward = True
             self._ask_proceed()
-        if outward and self.writes.first is not None:
+        if events & _sys.EVENT_OUTWARD and self.writes.first is not None:
             self._outward = True
             self._ask_proceed()
 
@@ -129,7 +129,7 @@ class QueuedEndpoint(Endpoint):
             self._advance(self.writes)
 
     def abandon(self) -> int:
-        fd = super().abandon()
+        fd = Endpoint.abandon(self)
         self.on_connected = None
         self.cancel(lambda: ConnectionFreed("the connection was freed while the operation waited"))
         return fd
@@ -194,6 +194,8 @@ class QueuedEndpoint(Endpoint):
             return True
         rest = asked.rest
         sent = _sys.send(self.fd, rest[:CHUNK_MAX_BYTES])
+        if sent < 0:
+            raise _sys.error_of(-sent)
         if sent == 0:
             return False
         self._count_sent(sent)
@@ -205,7 +207,7 @@ class QueuedEndpoint(Endpoint):
         return True
 
     def _connect(self, asked: Operation) -> bool:
-        if not _sys.connect(self.fd, asked.rest):
+        if not _sockets.connect(self.fd, asked.rest):
             return False
         assert self.on_connected is not None
         self._outbox.complete(asked, conn=self.on_connected())

@@ -7,7 +7,7 @@ import socket
 from asyncio import streams
 from typing import Any, Final, cast
 
-from shardnet.adapters.streams import Reader, Writer
+from shardnet.adapters.reader_writer import Reader, Writer
 from tests.cpython.cases import Way
 from tests.cpython.loop import ServingLoop, StreamsApp
 
@@ -117,4 +117,5 @@ STAND_INS: Final[dict[Way, dict[str, Any]]] = {
     Way.OPENED: {"open_connection": open_connection, "open_unix_connection": open_unix_connection},
     Way.READER: {"StreamReader": FedReader},
     Way.BOTH: {},
+    Way.LOOP: {},
 }

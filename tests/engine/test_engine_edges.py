@@ -176,6 +176,7 @@ def test_data_and_end_that_came_before_the_endpoint_was_added_are_found(
     assert endpoint.received == b"early"
 
 
+@pytest.mark.interpreted
 def test_short_receive_spares_the_second_call_on_tcp(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The law that the traps are exceptions to: one message, one receive."""
     endpoint, peer = bench.tcp()

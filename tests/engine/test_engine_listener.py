@@ -17,9 +17,9 @@ import pytest
 
 from shardnet.watcher import _sys
 from shardnet.watcher import listener as listener_module
+from shardnet.watcher._sys import Poller
 from shardnet.watcher.counters import Op, Outcome
 from shardnet.watcher.listener import ACCEPTS_PER_TURN_MAX, Listener
-from shardnet.watcher.pollers import Poller
 from tests.engine.kit import Bench, open_fds, raiser, reset, wait_for
 
 RETRIED = [
@@ -106,7 +106,7 @@ def test_accepted_descriptor_is_the_owners_nonblocking_and_not_inherited(door: D
     [peer] = door.knock()
     door.until_accepted(1)
     [fd] = door.accepted
-    assert door.addresses == [peer.getsockname()]
+    assert [_sys.address_of(one) for one in door.addresses] == [peer.getsockname()]
     assert not os.get_blocking(fd)
     assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     assert door.bench.counts(Op.ACCEPT) == {Outcome.OK: 1}
@@ -255,7 +255,7 @@ def test_real_lack_of_descriptors_loses_no_connection(door: Door) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     door.until_accepted(2)
-    assert sorted(door.addresses) == sorted(peer.getsockname() for peer in peers)
+    assert sorted(_sys.address_of(one) for one in door.addresses) == sorted(peer.getsockname() for peer in peers)
 
 
 def test_pause_of_a_full_machine_ends_no_pause_of_the_owner(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +280,7 @@ def test_hook_that_raises_when_the_machine_is_full_ends_no_pause(door: Door, mon
     door.until_accepted(1)
 
 
+@pytest.mark.interpreted
 def test_resume_that_the_kernel_refuses_is_tried_again(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Polling a descriptor anew takes memory. The refusal came out of the timer, and with that out of `select()`, or
     out of the close of a connection; and the listener was never polled again."""

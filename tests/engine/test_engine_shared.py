@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import pytest
 
 from shardnet.watcher import listener as listener_module
+from shardnet.watcher._sys import Poller
 from shardnet.watcher.engine import Engine
-from shardnet.watcher.pollers import Poller
 from tests.engine.kit import PATIENCE_S, Bench
 
 BACKLOG = 1024
@@ -228,6 +228,7 @@ def test_unlisten_in_the_hook_is_for_good(bench: Bench, door: Door) -> None:
     assert door.listener.fd == -1
 
 
+@pytest.mark.interpreted
 def test_refusal_of_the_new_place_in_line_is_a_pause(bench: Bench, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "EXHAUSTED_PAUSE_S", 0.002)
     poller = type(bench.engine.poller)

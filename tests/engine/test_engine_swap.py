@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 
 import pytest
 
 from shardnet.watcher.counters import (
+    CELLS_ALONE,
+    LOOP_TURNS,
     SWAP_CAPACITY_BYTES,
     SWAP_EXHAUSTED,
     SWAP_IN_USE_BYTES,
@@ -103,3 +106,54 @@ def test_swap_buffer_without_room_is_refused(swap_size: int) -> None:
     with pytest.raises(ValueError, match="swap_size"):
         Engine(swap_size)
     assert open_fds() <= before
+
+
+def test_bytes_of_a_full_buffer_stay_what_they_were() -> None:
+    """The compiled engine hands out the buffer itself, and takes it back when nobody has the bytes any more."""
+    with Bench() as bench:
+        endpoint, peer = bench.unix()
+        kept: list[tuple[bytes, bytes, int]] = []
+        for number in range(60):
+            size = (65536, 65536, 20_000, 65536, 100, 16_384, 40_000)[number % 7]
+            sent = bytes([number]) * size
+            peer.sendall(sent)
+            endpoint.received.clear()
+            bench.journal.clear()
+            while len(endpoint.received) < size:
+                endpoint.post_read()
+                bench.until(lambda: bench.journal)
+                data: bytes = bench.journal.pop()[2]
+                assert data == sent[: len(data)]
+                assert hash(data) == hash(bytes(bytearray(data)))
+                if number % 3 == 0:
+                    kept.append((data, bytes(bytearray(data)), hash(data)))
+            del data
+            if number % 10 == 9:
+                del kept[::2]
+        assert all(data == copy and hash(bytes(bytearray(data))) == digest for data, copy, digest in kept)
+
+
+def test_bytes_may_be_taken_more_than_once(bench: Bench) -> None:
+    endpoint, peer = bench.unix()
+    swap = bench.engine.swap
+    again: list[bytes] = []
+
+    def take() -> None:
+        again.extend((swap.take(0, 50_000), swap.take(10, 20), swap.take(0, 50_000)))
+
+    endpoint.then["received"] = take
+    peer.sendall(bytes(range(250)) * 200)
+    bench.until(lambda: endpoint.readable)
+    endpoint.post_read()
+    bench.until(lambda: again)
+    assert again == [endpoint.received, endpoint.received[10:30], endpoint.received]
+
+
+def test_engine_counts_on_when_its_cells_were_released() -> None:
+    cells = memoryview(array("Q", [0] * CELLS_ALONE))
+    engine = Engine(65536, cells)
+    cells.release()
+    for _ in range(3):
+        engine.turn(0)
+    assert engine.cells[LOOP_TURNS] == 3
+    engine.close()

@@ -324,7 +324,7 @@ def test_engine_counts_in_the_cells_of_its_owner() -> None:
         engine.turn(0)
         engine.turn(0)
         assert cells[LOOP_TURNS] == 2
-        assert engine.cells is cells
+        assert engine.cells.obj is cells.obj
     finally:
         engine.close()
     with pytest.raises(WatcherClosed):

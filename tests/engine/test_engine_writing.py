@@ -13,7 +13,7 @@ from itertools import islice
 import pytest
 
 from shardnet.errors import ConnectionFreed
-from shardnet.watcher import _sys
+from shardnet.watcher import _sockets, _sys
 from shardnet.watcher.counters import Op, Outcome
 from shardnet.watcher.hooks import WRITES_PER_TURN_MAX
 from tests.engine.kit import (
@@ -166,6 +166,7 @@ def test_mutable_buffer_may_change_when_only_its_front_was_taken(bench: Bench) -
     assert drain(bench, peer, 200_000) == expected
 
 
+@pytest.mark.interpreted
 def test_one_byte_at_a_time_arrives_in_order(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, peer = bench.unix()
     size = fill(endpoint)
@@ -190,7 +191,7 @@ def test_one_byte_at_a_time_arrives_in_order(bench: Bench, monkeypatch: pytest.M
 
 
 def unread(peer: socket.socket) -> int:
-    return _sys.unread_bytes(peer.fileno())
+    return _sockets.unread_bytes(peer.fileno())
 
 
 def test_write_behind_a_queue_waits_although_the_kernel_has_room(bench: Bench) -> None:
@@ -219,6 +220,7 @@ def test_sent_comes_once_for_every_emptied_queue(bench: Bench) -> None:
     assert bench.of("a") == ["sent"] * 3
 
 
+@pytest.mark.interpreted
 def test_progress_is_told_when_some_went_and_some_wait_and_never_else(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +291,7 @@ def test_hook_of_a_write_may_free_its_endpoint(bench: Bench, what: str) -> None:
 # The turn's share.
 
 
+@pytest.mark.interpreted
 def test_flush_has_a_bound_and_another_endpoint_its_share_of_the_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +374,7 @@ def test_error_mid_queue_ends_every_queued_write_exactly_once(bench: Bench) -> N
     assert sum(bench.counts(Op.WRITE).values()) == submitted
 
 
+@pytest.mark.interpreted
 def test_nothing_is_sent_behind_a_hole(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After an error in the middle of the stream that passes, the rest of the queue used to follow as if whole."""
     endpoint, peer = bench.unix()
@@ -384,7 +388,7 @@ def test_nothing_is_sent_behind_a_hole(bench: Bench, monkeypatch: pytest.MonkeyP
         if first:
             first = False
             return os.write(fd, next(iter(buffers)))
-        raise OSError(errno.ENOBUFS, "No buffer space available")
+        return -errno.ENOBUFS
 
     with monkeypatch.context() as patch:
         patch.setattr(_sys, "send_many", fail_second)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardnet.watcher import Channel, ConnectionFreed, _sys, pollers
+from shardnet.watcher import Channel, ConnectionFreed, _sockets, pollers
 from shardnet.watcher.connections import check_address
 from shardnet.watcher.hooks import HookEndpoint
 from tests.engine.kit import Bench as EngineBench
@@ -47,7 +47,7 @@ def test_wakeup_is_readable_from_set_to_clear(monkeypatch: pytest.MonkeyPatch, e
     if not eventfd:
         monkeypatch.delattr(os, "eventfd")
     before = open_fds()
-    wakeup = _sys.Wakeup()
+    wakeup = _sockets.Wakeup()
     assert not readable(wakeup.fd)
     for sets in (1, 2, 512, 513, 100_000):  # So many as fill one read, one more, and more than a pipe holds.
         for _ in range(sets):

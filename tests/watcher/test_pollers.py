@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from shardnet.watcher import _sys
-from shardnet.watcher.pollers import Poller, PollPoller, new_poller
+from shardnet.watcher._sys import Poller
+from shardnet.watcher.pollers import PollPoller, new_poller
 from tests.engine.kit import reset, tcp_pair, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from shardnet.watcher import ENGINE
 from tests.watcher.straced import PAIRS, ROUNDS, SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXHAUSTED = ["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]
 POLLERS = ["epoll", "poll"]
 WAITS = {"epoll": "?epoll_wait,?epoll_pwait", "poll": "?poll,?ppoll"}  # Which of them there is, the machine decides.
+# What each build of the engine calls to receive, to send, and to send several pieces.
+RECEIVE, SEND, SEND_MANY = {"python": ("readv", "write", "writev"), "compiled": ("recvfrom", "sendto", "sendmsg")}[
+    ENGINE
+]
 READS_BEFORE = 2000  # More than the interpreter makes to start.
 MESSAGES = 2 * PAIRS * ROUNDS
 BYTES = PAIRS * (SIZE + sum(2 * (100 + number) for number in range(ROUNDS)) - 100)
@@ -106,7 +111,7 @@ def test_connect_that_is_not_done_at_once_is_asked_again(tmp_path: Path, poller:
 
 
 @pytest.mark.parametrize("poller", POLLERS)
-@pytest.mark.parametrize("call", ["readv", "write", "wait"])
+@pytest.mark.parametrize("call", [RECEIVE, SEND, "wait"])
 def test_interrupted_calls_go_unseen(tmp_path: Path, poller: str, call: str) -> None:
     said, injected = run(tmp_path, "watcher", poller, WAITS[poller] if call == "wait" else call, "error=EINTR:when=1+3")
     assert injected > ROUNDS
@@ -123,7 +128,7 @@ def test_interrupted_wake_up_goes_unseen(tmp_path: Path, poller: str) -> None:
 
 
 @pytest.mark.parametrize("poller", POLLERS)
-@pytest.mark.parametrize("call", ["readv", "write", "writev", "wait"])
+@pytest.mark.parametrize("call", [RECEIVE, SEND, SEND_MANY, "wait"])
 def test_interrupted_calls_of_hook_endpoints_go_unseen(tmp_path: Path, poller: str, call: str) -> None:
     said, injected = run(tmp_path, "engine", poller, WAITS[poller] if call == "wait" else call, "error=EINTR:when=1+3")
     assert injected >= 2
