@@ -11,6 +11,7 @@ import click
 
 from shardnet import __version__
 from shardnet.check import check_app
+from shardnet.cli.bench import bench
 from shardnet.cli.flags import HELP_WIDTH, GroupedCommand, resolved, with_settings
 from shardnet.config import FILE_NAME, OFF, PYPROJECT, Resolved, render
 from shardnet.errors import SystemFault
@@ -52,6 +53,9 @@ def cli(ctx: click.Context) -> None:
     """Serve TCP with one worker process per core, and lose no connection that waits in a queue."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+cli.add_command(bench)
 
 
 @cli.command(cls=GroupedCommand, epilog=RUN_EPILOG, short_help="Serve a handler.")
