@@ -1,0 +1,1 @@
+"""Parts of the engine, each alone: `make bench-micro`. Compare within one run; the machine's mood moves all of them."""
