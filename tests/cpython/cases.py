@@ -37,6 +37,7 @@ class Way(enum.StrEnum):
     OPENED = "opened"  # What `open_connection` hands out, likewise.
     READER = "reader"  # `StreamReader`: shardnet's, which is fed through a socket.
     BOTH = "both"  # As PROTOCOL; and the connections that the loop makes, those below TLS too, are shardnet's.
+    LOOP = "loop"  # The event loop, and nothing else: as a worker makes it. Its transports are asyncio's.
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,46 @@ SUITES: Final = (
     Suite(Way.BOTH, "test_ssl.TestSSL"),
     Suite(Way.BOTH, "test_sslproto.SelectorStartTLSTests"),
     Suite(Way.BOTH, "test_streams.StreamTests", ("test_start_*", "test_un*", *CLIENTS)),
+    # The loop: what it does itself.
+    Suite(Way.LOOP, "test_events.EPollEventLoopTests"),
+    Suite(Way.LOOP, "test_events.TestCGetEventLoop"),
+    Suite(Way.LOOP, "test_events.TestServer"),
+    Suite(Way.LOOP, "test_base_events.BaseEventLoopWithSelectorTests"),
+    Suite(Way.LOOP, "test_base_events.RunningLoopTests"),
+    Suite(Way.LOOP, "test_sock_lowlevel.EPollEventLoopTests"),
+    Suite(Way.LOOP, "test_sendfile.EPollEventLoopTests"),
+    Suite(Way.LOOP, "test_server.SelectorStartServerTests"),
+    Suite(Way.LOOP, "test_server.TestServer2"),
+    Suite(Way.LOOP, "test_server.UnixServerCleanupTests"),
+    Suite(Way.LOOP, "test_streams.StreamTests"),
+    Suite(Way.LOOP, "test_buffered_proto.BufferedProtocolSelectorTests"),
+    Suite(Way.LOOP, "test_unix_events.SelectorEventLoopSignalTests"),
+    Suite(Way.LOOP, "test_unix_events.SelectorEventLoopUnixSocketTests"),
+    Suite(Way.LOOP, "test_unix_events.SelectorEventLoopUnixSockSendfileTests"),
+    Suite(Way.LOOP, "test_unix_events.TestFunctional"),
+    Suite(Way.LOOP, "test_unix_events.TestFork"),  # From 3.12 on.
+    Suite(Way.LOOP, "test_subprocess.SubprocessThreadedWatcherTests"),
+    Suite(Way.LOOP, "test_subprocess.SubprocessPidfdWatcherTests"),
+    Suite(Way.LOOP, "test_subprocess.GenericWatcherTests"),
+    Suite(Way.LOOP, "test_threads.ToThreadTests"),
+    Suite(Way.LOOP, "test_runners.RunnerTests"),
+    # And what asyncio builds upon it. The C implementation of Task; `tests.serving.MODES` has the others.
+    Suite(Way.LOOP, "test_tasks.CTask_CFuture_Tests"),
+    Suite(Way.LOOP, "test_tasks.CIntrospectionTests"),
+    Suite(Way.LOOP, "test_tasks.CCurrentLoopTests"),
+    Suite(Way.LOOP, "test_tasks.CoroutineGatherTests"),
+    Suite(Way.LOOP, "test_tasks.FutureGatherTests"),
+    Suite(Way.LOOP, "test_tasks.RunCoroutineThreadsafeTests"),
+    Suite(Way.LOOP, "test_tasks.SleepTests"),
+    Suite(Way.LOOP, "test_tasks.CompatibilityTests"),
+    Suite(Way.LOOP, "test_eager_task_factory.CEagerTaskFactoryLoopTests"),  # From 3.12 on.
+    Suite(Way.LOOP, "test_futures2.CFutureTests"),
+    Suite(Way.LOOP, "test_taskgroups.TestTaskGroup"),
+    Suite(Way.LOOP, "test_timeouts.TimeoutTests"),
+    Suite(Way.LOOP, "test_waitfor.AsyncioWaitForTest"),
+    Suite(Way.LOOP, "test_waitfor.WaitForShieldTests"),  # From 3.12 on.
+    Suite(Way.LOOP, "test_locks.*Tests"),
+    Suite(Way.LOOP, "test_queues.*Tests"),
 )
 
 _BY_HAND = "uses by hand what is private to asyncio's reader and writer"
@@ -136,11 +177,13 @@ def tests_are_installed() -> bool:
 def find_cases() -> Iterator[Case]:
     """The cases of all suites, those of `SKIPPED` too. Older Pythons lack some."""
     for suite in SUITES:
-        module_name, class_name = suite.path.split(".")
-        module = importlib.import_module(f"test.test_asyncio.{module_name}")
-        test_class = getattr(module, class_name, None)
-        if test_class is None:
+        module_name, class_pattern = suite.path.split(".")
+        try:
+            module = importlib.import_module(f"test.test_asyncio.{module_name}")
+        except ModuleNotFoundError:
             continue
-        for method in unittest.defaultTestLoader.getTestCaseNames(test_class):
-            if any(fnmatch.fnmatchcase(method, pattern) for pattern in suite.patterns):
-                yield Case(suite.way, suite.path, test_class, method)
+        for class_name in fnmatch.filter(sorted(vars(module)), class_pattern):
+            test_class = getattr(module, class_name)
+            for method in unittest.defaultTestLoader.getTestCaseNames(test_class):
+                if any(fnmatch.fnmatchcase(method, pattern) for pattern in suite.patterns):
+                    yield Case(suite.way, f"{module_name}.{class_name}", test_class, method)

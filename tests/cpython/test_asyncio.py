@@ -1,10 +1,10 @@
 """asyncio's own tests, on shardnet.
 
-CPython tests its event loops, transports, protocols and streams with the package `test.test_asyncio`. Those of its
-cases in which bytes go through a transport or a stream are run here as they are, imported and not copied, on the loop
-of a shardnet worker, with shardnet's connections in the place of asyncio's: see `Way` in `cases` for what stands in for
-what, and `loop` for the one step below `create_server` that is replaced. What cannot apply stands in a table, with the
-reason.
+CPython tests its event loops, transports, protocols and streams with the package `test.test_asyncio`. Its cases are run
+here as they are, imported and not copied: those of event loops, and of what asyncio builds upon one, on the loop of a
+shardnet worker; and those in which bytes go through a transport or a stream once more, with shardnet's connections in
+the place of asyncio's. See `Way` in `cases` for what stands in for what, and `loop` for the one step below
+`create_server` that is replaced. What cannot apply stands in a table, with the reason.
 
 The warnings that upstream code itself causes are let pass, and files that it writes go to a temporary directory.
 """
@@ -28,6 +28,7 @@ from tests.cpython import cases
 from tests.cpython.cases import SKIPPED, Case, Way
 from tests.cpython.faces import STAND_INS
 from tests.cpython.loop import BothEnds, ServingLoop, ServingPolicy
+from tests.cpython.workerloop import WorkerLoop, WorkerPolicy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -42,9 +43,10 @@ if not CASES:
     pytest.skip(cases.MISSING, allow_module_level=True)
 
 # What has to have run to the end at the least, with the oldest of the supported Pythons, and how often shardnet has to
-# have accepted meanwhile.
-RAN_MIN: Final = {Way.PROTOCOL: 45, Way.STREAMS: 5, Way.OPENED: 8, Way.READER: 33, Way.BOTH: 145}
+# have accepted, and taken a turn, meanwhile.
+RAN_MIN: Final = {Way.PROTOCOL: 45, Way.STREAMS: 5, Way.OPENED: 8, Way.READER: 33, Way.BOTH: 145, Way.LOOP: 700}
 ACCEPTED_MIN: Final = 180
+TURNS_MIN: Final = 5000  # Of the loops of Way.LOOP.
 
 # In these, handlers raise; in no other may they, or protocols, even where the test itself would not notice.
 RAISING: Final = {"test_unhandled_exception", "test_unhandled_exceptions"}
@@ -86,6 +88,7 @@ def test_enough_cases_have_run() -> None:
     for way, least in RAN_MIN.items():
         assert _ran[way] >= least, way
     assert ServingLoop.accepted_total >= ACCEPTED_MIN
+    assert WorkerLoop.turns_total >= TURNS_MIN
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="older Pythons lack some of the cases")
@@ -96,8 +99,13 @@ def test_table_of_skipped_cases_has_no_stale_entry() -> None:
 def _in_the_way(way: Way) -> ExitStack:
     """A context in which tests that make an event loop or start a server get shardnet's."""
     stack = ExitStack()
-    loop_class = BothEnds if way is Way.BOTH else ServingLoop
-    asyncio.set_event_loop_policy(ServingPolicy(loop_class))
+    if way is Way.LOOP:
+        loop_class: type = WorkerLoop
+        asyncio.set_event_loop_policy(WorkerPolicy())
+        asyncio.set_event_loop(None)  # As an earlier test would have: one looks for what that leaves behind.
+    else:
+        loop_class = BothEnds if way is Way.BOTH else ServingLoop
+        asyncio.set_event_loop_policy(ServingPolicy(loop_class))
     stack.callback(asyncio.set_event_loop_policy, None)
     stack.enter_context(mock.patch.object(asyncio, "SelectorEventLoop", loop_class))
     for name, value in STAND_INS[way].items():
