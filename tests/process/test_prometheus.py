@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from shardnet.compiled import ENGINE
 from tests.harness.client import Client
 from tests.harness.server import ShardedServer
 from tests.prometheus_tool import Prometheus, find_tools, prometheus_scraping
@@ -48,7 +49,7 @@ def test_prometheus_sees_every_shard_and_counters_survive_a_kill(tmp_path: Path)
             assert len(accepted) == server.shard_count
             assert sum(accepted.values()) == CLIENTS
             assert await prometheus.query("up") == {"{}": 1}
-            assert await prometheus.query("count(shardnet_build_info{engine='python'})") == {"{}": 1}
+            assert await prometheus.query(f"count(shardnet_build_info{{engine='{ENGINE}'}})") == {"{}": 1}
 
             os.kill(server.wait_serving()[0], signal.SIGKILL)
             await _until(
