@@ -70,8 +70,8 @@ def list_servers() -> None:
     help="This alone; may be repeated. ping: many connections, small messages; bulk: one, 64 KiB; storm: all connect"
     " at once; idle: memory.",
 )
-@click.option("--rounds", type=click.IntRange(1, 1000), help="How often each server has its turn.  [5]")
-@click.option("--seconds", type=click.FloatRange(0.05, 600), help="How long a run of ping or bulk takes.  [1]")
+@click.option("--rounds", type=click.IntRange(1, 1000), help="How often each server has its turn.  [40]")
+@click.option("--seconds", type=click.FloatRange(0.05, 600), help="How long a run of ping or bulk takes.  [0.25]")
 @click.option("--connections", type=click.IntRange(1, 20000), help="Of ping.  [200]")
 @click.option("--size", "size_bytes", type=click.IntRange(1, 1 << 20), metavar="BYTES", help="Of ping.  [64]")
 @click.option("--quick", is_flag=True, help="Few rounds, short runs, small crowds: no figures to quote.")

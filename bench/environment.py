@@ -17,7 +17,7 @@ from bench.errors import BenchError
 from shardnet import __version__
 from shardnet.watcher import ENGINE
 
-__all__ = ["describe"]
+__all__ = ["compiler_version", "describe"]
 
 ASK_S: Final = 10.0
 
@@ -33,7 +33,7 @@ def describe() -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "python compiler": platform.python_compiler(),
         "uvloop": _version("uvloop"),
-        "compiler": _compiler_version(),
+        "compiler": compiler_version(),
         "libc": " ".join(platform.libc_ver()),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
@@ -49,7 +49,8 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _compiler_version() -> str:
+def compiler_version() -> str:
+    """Of the C compiler here, which the servers in C are built with, and the engine if it was built here."""
     try:
         return _first_line(*compiler(), "--version")
     except BenchError as exc:

@@ -67,7 +67,7 @@ def _cpu(results: Results, axes: Axes) -> bool:
     axes.bar_label(bars, [f"{middle:.2f}" for middle in middles], padding=8)
     axes.set_xlim(0, 1.15 * max(of.high for of, _ in figures))
     sizes = next(r for r in results.records if r.scenario is Scenario.PING)
-    axes.set_xlabel("server CPU per message, µs (median; least and greatest of the rounds)")
+    axes.set_xlabel("server CPU per message, µs (median and quartiles of the rounds)")
     axes.set_title(f"Echo of {sizes.size_bytes}-byte messages, {sizes.connections} connections")
     return True
 

@@ -105,8 +105,9 @@ def _servers(results: Results) -> str:
 def _legend(results: Results) -> str:
     idle = max((size for name in results.servers for size in results.sizes(name, Scenario.IDLE)), default=0)
     return (
-        "Medians of the rounds. CPU is the server's, all its threads, from /proc/PID/task/*/schedstat; load CPU is the"
-        " load generator's work, waiting left out: where both are near 100 %, neither limits the other."
+        "Medians of the rounds; half of the rounds lie within what is called the middle half. CPU is the server's, all"
+        " its threads, from /proc/PID/task/*/schedstat; load CPU is the load generator's work, waiting left out: where"
+        " both are near 100 %, neither limits the other."
         f" Idle connections: growth of private dirty memory with {idle:,} of them after one echo each."
         f" The last two columns: {results.crowd:,} connections at once, a 1 KiB message each, from first connect to"
         " last byte, and the server's CPU for each."
@@ -118,7 +119,7 @@ def _targets(results: Results) -> str:
         [_named(v.target), f"{v.target.bound.value} {_figure(v.target, v.target.limit)}", *_found(v)]
         for v in verdicts(results)
     ]
-    return table(["target", "wanted", "found", "min .. max", ""], rows)
+    return table(["target", "wanted", "found", "middle half", ""], rows)
 
 
 def _named(target: Target) -> str:

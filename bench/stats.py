@@ -11,7 +11,11 @@ __all__ = ["Line", "Spread", "ratio", "regress", "spread"]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A middle value, and the least and the greatest that any round had."""
+    """The median of the rounds, and the quartiles: half of the rounds lie between `low` and `high`.
+
+    The least and the greatest are left to the raw results. On a shared machine they tell of its other users, and the
+    more rounds there are, the further apart they lie.
+    """
 
     middle: float
     low: float
@@ -28,13 +32,13 @@ class Line:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """The median, the least and the greatest; None when there are no values."""
+    """The median and the quartiles; None when there are no values."""
     known = list(values)
-    return Spread(statistics.median(known), min(known), max(known)) if known else None
+    return Spread(statistics.median(known), *_quartiles(known)) if known else None
 
 
 def ratio(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
-    """Ratio of medians, and the least and greatest of the ratios within a round, of figures by round.
+    """Ratio of medians, and the quartiles of the ratios within a round, of figures by round.
 
     Only rounds that both have count: what happened to one alone says nothing. None when there is no such round.
     """
@@ -43,7 +47,14 @@ def ratio(mine: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | No
         return None
     middle = statistics.median(own for own, _ in both) / statistics.median(other for _, other in both)
     ratios = [own / other for own, other in both]
-    return Spread(middle, min(ratios), max(ratios))
+    return Spread(middle, *_quartiles(ratios))
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def regress(points: Mapping[int, float]) -> Line | None:

@@ -1,8 +1,9 @@
 """The rounds: every server in turn, again and again, so that what the machine does meanwhile hits all alike.
 
 All servers are up for all rounds of a scenario (one that waits costs nothing), on one CPU; the load generator and we
-are on another. Each round begins with another server. The next scenario has new servers, because what a process has
-done before shows in its figures: asyncio's Protocol takes a third of the CPU once a first crowd has come and gone.
+are on another. Each round begins with another server, and every few rounds all are started anew: where a process comes
+to lie in memory makes a percent or two. The next scenario has new servers in any case, because what a process has done
+before shows in its figures: asyncio's Protocol takes a third of the CPU once a first crowd has come and gone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from bench.servers import C_EPOLL, Server, command_of
 __all__ = ["Settings", "Suite"]
 
 CROWD: Final = 8192
+ROUNDS_MAX: Final = 10  # Of one set of servers.
+STORM_EACH: Final = 5  # Every so many rounds there is a storm, which takes longer, and of which fewer will do.
 SPARE_FILES: Final = 256  # Descriptors of a server, or of the generator, that are no connections.
 
 Run = Callable[[Running], list[Record]]
@@ -36,8 +39,8 @@ Run = Callable[[Running], list[Record]]
 class Settings:
     """How much to measure. `storms` and `idles` are numbers of connections, in growing order."""
 
-    rounds: int = 5
-    seconds: float = 1.0
+    rounds: int = 40
+    seconds: float = 0.25
     connections: int = 200
     size_bytes: int = 64
     crowd: int = CROWD  # The storm that everybody is measured with.
@@ -111,8 +114,16 @@ class Suite:
 
     def _count_runs(self) -> int:
         settings = self._settings
-        in_round = sum(len(self._runs(scenario, server)) for scenario in settings.scenarios for server in self._servers)
-        return settings.rounds * in_round + len(self._servers) * (Scenario.IDLE in settings.scenarios)
+        in_rounds = sum(
+            self._rounds_of(scenario) * len(self._runs(scenario, server))
+            for scenario in settings.scenarios
+            for server in self._servers
+        )
+        return in_rounds + len(self._servers) * (Scenario.IDLE in settings.scenarios)
+
+    def _rounds_of(self, scenario: Scenario) -> int:
+        rounds = self._settings.rounds
+        return -(-rounds // STORM_EACH) if scenario is Scenario.STORM and rounds > STORM_EACH else rounds
 
     def _runs(self, scenario: Scenario, server: Server, number: int = 0) -> list[tuple[str, Run]]:
         """What a round has of a scenario for a server; memory is none of it."""
@@ -133,6 +144,12 @@ class Suite:
         return [self._measure.storm(running, number, size)]
 
     def _rounds(self, scenario: Scenario) -> None:
+        rounds = self._rounds_of(scenario)
+        for first in range(0, rounds, ROUNDS_MAX):
+            self._set(scenario, range(first, min(first + ROUNDS_MAX, rounds)), rounds)
+
+    def _set(self, scenario: Scenario, numbers: range, rounds: int) -> None:
+        """These rounds, of one set of servers."""
         with contextlib.ExitStack() as stack:
             self._progress.step(f"{scenario}, starting the servers")
             running = {}
@@ -140,8 +157,8 @@ class Suite:
                 stack.enter_context(self._noting(server, "end"))  # Entered first, and so left last.
                 with self._noting(server, "start"):
                     running[server.name] = stack.enter_context(start(server, self._cpus.server))
-            for number in range(self._settings.rounds):
-                self._progress.step(f"{scenario}, round {number + 1} of {self._settings.rounds}")
+            for number in numbers:
+                self._progress.step(f"{scenario}, round {number + 1} of {rounds}")
                 self._round(scenario, number, running)
                 save_results(self._results, self._path)
             self._progress.step(f"{scenario}, ending the servers")

@@ -53,14 +53,15 @@ def canned() -> Results:
     return results_of(**{C_EPOLL: [2.0, 4.0, 3.0], CALLBACK: [2.1, 4.2, 3.15]})
 
 
-def test_spread_is_the_median_and_the_ends() -> None:
-    assert spread([5.0, 1.0, 2.0]) == Spread(2.0, 1.0, 5.0)
+def test_spread_is_the_median_and_the_quartiles() -> None:
+    assert spread([900.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 2.0, 4.0)
+    assert spread([5.0]) == Spread(5.0, 5.0, 5.0)
     assert spread([]) is None
 
 
 def test_ratio_is_of_medians_and_its_spread_of_rounds() -> None:
     found = ratio({0: 2.0, 1: 6.0, 2: 4.0}, {0: 2.0, 1: 2.0, 2: 4.0})
-    assert found == Spread(4.0 / 2.0, 1.0, 3.0)
+    assert found == Spread(4.0 / 2.0, 1.0, 2.0)
 
 
 def test_ratio_leaves_out_a_round_that_one_of_them_missed() -> None:

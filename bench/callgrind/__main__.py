@@ -16,6 +16,7 @@ import click
 
 from bench.building import PROJECT
 from bench.callgrind.serve import KINDS
+from bench.environment import compiler_version
 from bench.errors import BenchError
 from shardnet.watcher import ENGINE
 
@@ -37,7 +38,8 @@ Counts = dict[str, int]
 def environment() -> str:
     """What counts may depend on."""
     python = f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()})"
-    return f"{ENGINE}, {python}, {' '.join(platform.libc_ver())}, {platform.machine()}"
+    engine = f"{ENGINE} by {compiler_version()}" if ENGINE == "compiled" else ENGINE
+    return f"{engine}, {python}, {' '.join(platform.libc_ver())}, {platform.machine()}"
 
 
 def find_valgrind() -> str:
