@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
 from shardnet.adapters.transport import SENDFILE_PROTOCOL, ConnectionTransport
+from shardnet.adapters.writing import Writing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -104,7 +105,7 @@ class Reader(asyncio.StreamReader):
         self._eof = True
 
 
-class Writer(asyncio.StreamWriter):
+class Writer(Writing, asyncio.StreamWriter):
     """asyncio's writer, which writes straight to the connection."""
 
     def __init__(self, conn: StreamsConnection, reader: Reader, held: Held) -> None:
@@ -127,12 +128,11 @@ class Writer(asyncio.StreamWriter):
             self._made = self._conn.make_transport()
         return self._made
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        conn = self._conn
-        if not conn.write_plainly(data):
-            self._transport.write(data)  # It knows what to say.
-        elif conn.unsent_bytes:
-            self._transport.note_unsent()
+    def _write_late(self, data: Any) -> None:
+        self._transport.write(data)  # It knows what to say.
+
+    def note_unsent(self) -> None:
+        self._transport.note_unsent()
 
     def writelines(self, data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(data))

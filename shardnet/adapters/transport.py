@@ -16,6 +16,8 @@ import socket
 from asyncio import base_events, constants, transports, trsock
 from typing import TYPE_CHECKING, Any, Final
 
+from shardnet.adapters.writing import Writing
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -37,7 +39,7 @@ class _LentSocket(socket.socket):
         self.detach()
 
 
-class ConnectionTransport(transports._FlowControlMixin, transports.Transport):
+class ConnectionTransport(Writing, transports._FlowControlMixin, transports.Transport):
     """A connection as an `asyncio.Transport`.
 
     `protocol` is told to pause and to resume writing, at the marks of `set_write_buffer_limits`.
@@ -127,13 +129,6 @@ class ConnectionTransport(transports._FlowControlMixin, transports.Transport):
             self._conn.resume()
 
     # Writing.
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        conn = self._conn
-        if not conn.write_plainly(data):
-            self._write_late(data)
-        elif conn.unsent_bytes:
-            self.note_unsent()
 
     def _write_late(self, data: Any) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):

@@ -10,6 +10,8 @@ cdef class Stepper(Awaitable):
 
 cpdef step(Stepper stepper, coro)
 cpdef run_in(context, Stepper stepper)
+cpdef enter_task(loop, task)
+cpdef leave_task(loop, task)
 cpdef call_in(context, function, argument)
 cpdef try_in(context, function, argument)
 cpdef try_in_with(context, function, first, second)

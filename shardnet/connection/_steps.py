@@ -6,6 +6,8 @@ the type instead of a generator, and gives its result without an exception.
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import tasks
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final
@@ -94,6 +96,16 @@ def thrown(kind: Any, value: Any, traceback: Any) -> BaseException:
 def run_in(context: Context, stepper: Stepper) -> Any:
     """`stepper.run()` in `context`."""
     return context.run(stepper.run)
+
+
+def enter_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """Make `task` the current one of `loop`, which has none. Task itself calls this around a step."""
+    tasks._enter_task(loop, task)  # Documented for who implements Tasks, from 3.7 on.
+
+
+def leave_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """Undo `enter_task`."""
+    tasks._leave_task(loop, task)
 
 
 def call_in(context: Context, function: Callable[[Any], object], argument: Any) -> Any:

@@ -1,6 +1,6 @@
 cimport cython
 
-from shardnet.connection._steps cimport Stepper, run_in, step
+from shardnet.connection._steps cimport Stepper, enter_task, leave_task, run_in, step
 from shardnet.connection.resume cimport Waiter
 from shardnet.watcher._sys cimport flag
 

@@ -16,19 +16,14 @@ Debug mode, and an app with a task factory of its own, do without.
 from __future__ import annotations
 
 import asyncio
-from asyncio import tasks
 from collections.abc import Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
-from shardnet.connection._steps import Stepper, run_in, step, thrown
+from shardnet.connection._steps import Stepper, enter_task, leave_task, run_in, step, thrown
 from shardnet.connection.resume import Waiter
 from shardnet.connection.states import PARKED
-
-# What Task itself calls around a step. Documented for who implements Tasks, from 3.7 on.
-_enter_task: Final = tasks._enter_task
-_leave_task: Final = tasks._leave_task
 
 
 class Driver(Stepper):
@@ -130,11 +125,11 @@ class Driver(Stepper):
     def run(self) -> Any:
         task = self.task
         assert task is not None
-        _enter_task(self._loop, task)
+        enter_task(self._loop, task)
         try:
             return self._step()
         finally:
-            _leave_task(self._loop, task)
+            leave_task(self._loop, task)
 
     def _put_by(self, value: Any, failed: bool) -> None:
         self._put_aside = True

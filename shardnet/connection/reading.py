@@ -181,7 +181,7 @@ class ReadStream(Stream):
             return b""
         if size >= len(buffer):
             self._leftover = None
-            return bytes(buffer)
+            return buffer if isinstance(buffer, bytes) else bytes(buffer)
         if isinstance(buffer, bytes):
             self._leftover = buffer = bytearray(buffer)
         data = bytes(buffer[:size])
