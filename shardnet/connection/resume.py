@@ -136,17 +136,18 @@ class Waiter:
 
     def wake_inline(self, finished: asyncio.Future[None]) -> None:
         """Run the parked task now. Only from a hook of the engine, where no task is running."""
-        if self._wake_up is None or self._context is None:
+        context = self._context
+        if self._wake_up is None or context is None:
             return  # Stepped by hand, not by a Task.
         self.state = WOKEN
-        driver = self._driver
-        if driver is not None and driver.resume(self, self._context):
-            return  # Parked again.
+        # Not ours while the task runs: an eager task that it starts may park here.
         wake_up, self._wake_up = self._wake_up, None
-        if wake_up is None:
+        driver = self._driver
+        if driver is not None and driver.resume(self, context):
+            self._wake_up = wake_up  # Parked again.
             return
         try:
-            call_in(self._context, wake_up, finished)
+            call_in(context, wake_up, finished)
         finally:
             del wake_up  # If the task has raised, its traceback refers to this frame, and must not to the task.
 
