@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Iterator
 
 import pytest
 
+from shardnet.watcher import _sys
 from shardnet.watcher.counters import (
     CELLS_ALONE,
     LOOP_TURNS,
@@ -157,3 +159,17 @@ def test_engine_counts_on_when_its_cells_were_released() -> None:
         engine.turn(0)
     assert engine.cells[LOOP_TURNS] == 3
     engine.close()
+
+
+def test_bytes_that_were_put_are_taken_as_if_received() -> None:
+    """By who has connections without sockets: the test kit."""
+    swap = _sys.SwapBuffer(100)
+    swap.put(10, b"hello")
+    swap.put(95, b"there")
+    assert (swap.take(10, 5), swap.take(12, 3), swap.take(95, 5)) == (b"hello", b"llo", b"there")
+
+
+def test_clock_in_nanoseconds_is_the_monotonic_one() -> None:
+    before = time.monotonic_ns()
+    now = _sys.monotonic_ns()
+    assert before <= now <= time.monotonic_ns()
