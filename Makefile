@@ -95,7 +95,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
-	@echo "Installing shardnet into $(VENV)"
+	@echo "Installing shardnet into $(VENV): a minute, where there is a compiler for its engine"
 	@$(PIP) install --quiet --editable .
 	@touch $@
 
