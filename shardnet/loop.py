@@ -22,13 +22,15 @@ from shardnet.watcher.engine import Engine
 HEARTBEAT_S: Final = 5.0
 
 
-def new_loop(engine: Engine, heartbeat: memoryview | None = None) -> asyncio.SelectorEventLoop:
+def new_loop(
+    engine: Engine, heartbeat: memoryview | None = None, heartbeat_s: float = HEARTBEAT_S
+) -> asyncio.SelectorEventLoop:
     """An asyncio event loop that runs on `engine`; the caller closes the loop first, then the engine.
 
     `heartbeat`, one cell of 64 bits, is given the monotonic time in nanoseconds at every turn, and at least every
-    `HEARTBEAT_S` while the loop is not stuck.
+    `heartbeat_s` while the loop is not stuck.
     """
-    selector = EngineSelector(engine, heartbeat)
+    selector = EngineSelector(engine, heartbeat, heartbeat_s)
     loop = asyncio.SelectorEventLoop(selector)
     selector.serve(loop)
     return loop
@@ -79,7 +81,8 @@ class Turns:
 class EngineSelector(selectors.BaseSelector):
     """A selector whose `select` is a turn of an engine. The engine stays its owner's."""
 
-    def __init__(self, engine: Engine, heartbeat: memoryview | None = None) -> None:
+    def __init__(self, engine: Engine, heartbeat: memoryview | None = None, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._heartbeat_s = heartbeat_s
         self._engine = engine
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._map = _KeysByFile(self._keys)
@@ -114,8 +117,8 @@ class EngineSelector(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout > HEARTBEAT_S:
-            timeout = HEARTBEAT_S
+        if timeout is None or timeout > self._heartbeat_s:
+            timeout = self._heartbeat_s
         engine = self._engine
         try:
             self._turns.take(timeout)

@@ -12,17 +12,23 @@ import os
 import socket
 import struct
 import termios
+import threading
 from typing import Any, Final
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger {l_onoff, l_linger}
 
 
 class Wakeup:
-    """A descriptor that is readable from `set` to `clear`: an eventfd, or where there is none a pipe."""
+    """A descriptor that is readable from `set` to `clear`: an eventfd, or where there is none a pipe.
 
-    __slots__ = ("_writer", "fd")
+    `set` and `close` are safe from any thread and from signal handlers; after `close` there is nothing to set.
+    """
+
+    __slots__ = ("_closed", "_lock", "_writer", "fd")
 
     def __init__(self) -> None:
+        self._closed = False
+        self.disown()
         if hasattr(os, "eventfd"):
             self.fd = self._writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
@@ -30,9 +36,15 @@ class Wakeup:
             os.set_blocking(self.fd, False)
             os.set_blocking(self._writer, False)
 
+    def disown(self) -> None:
+        """In the child of a fork: a thread that is not here may have held the lock."""
+        self._lock = threading.RLock()  # Reentrant: a signal handler may come upon its own thread inside.
+
     def set(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # It is full, and so set.
-            os.write(self._writer, b"\1\0\0\0\0\0\0\0")  # To an eventfd, the number 1 to be added.
+        with self._lock:  # A number that is closed may be somebody else's the moment after.
+            if not self._closed:
+                with contextlib.suppress(BlockingIOError):  # It is full, and so set.
+                    os.write(self._writer, b"\1\0\0\0\0\0\0\0")  # To an eventfd, the number 1 to be added.
 
     def clear(self) -> None:
         with contextlib.suppress(BlockingIOError):  # Nobody has set it since.
@@ -40,9 +52,11 @@ class Wakeup:
                 pass
 
     def close(self) -> None:
-        os.close(self.fd)
-        if self._writer != self.fd:
-            os.close(self._writer)
+        with self._lock:
+            self._closed = True
+            os.close(self.fd)
+            if self._writer != self.fd:
+                os.close(self._writer)
 
 
 def connect(fd: int, address: Any) -> bool:

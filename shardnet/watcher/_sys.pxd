@@ -44,6 +44,11 @@ cdef class SwapBuffer:
     cpdef bytes take(self, Py_ssize_t start, Py_ssize_t size)
 
 cdef unsigned long long* cells_of(object cells) except NULL
+cdef double* values_of(object values) except NULL
+cdef Py_ssize_t bucket_of(double* bounds, Py_ssize_t count, double value) noexcept
+cdef void observe(
+    unsigned long long* cells, Py_ssize_t first, unsigned long long* bounds, Py_ssize_t count, unsigned long long value
+) noexcept
 cpdef long long monotonic_ns() noexcept
 cpdef Py_ssize_t receive_into(int fd, object view) except -2
 cpdef receive(int fd, Py_ssize_t size)

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, Final
@@ -156,6 +157,23 @@ def cells_of(cells: memoryview) -> memoryview:
     Compiled, that is an address: whoever has it keeps the buffer alive.
     """
     return cells
+
+
+def values_of(values: memoryview[float]) -> memoryview[float]:
+    """As `cells_of`, for a buffer of doubles."""
+    return values
+
+
+def bucket_of(bounds: memoryview[float], count: int, value: float) -> int:
+    """Which of the `count` buckets with these upper bounds, in ascending order, `value` falls into; `count` if none."""
+    return bisect_left(bounds, value)
+
+
+def observe(cells: memoryview, first: int, bounds: memoryview, count: int, value: int) -> None:
+    """Count `value` in the histogram that begins at cell `first`: a cell for each of the `count` upper bounds, one for
+    what is above the last, and one for the sum."""
+    cells[first + bisect_left(bounds, value)] += 1
+    cells[first + count + 1] += value
 
 
 def receive_into(fd: int, view: memoryview) -> int:

@@ -252,6 +252,27 @@ cdef unsigned long long* cells_of(object cells) except NULL:
     return at
 
 
+cdef double* values_of(object values) except NULL:
+    return <double*>cells_of(values)
+
+
+cdef Py_ssize_t bucket_of(double* bounds, Py_ssize_t count, double value) noexcept:
+    cdef Py_ssize_t bucket = 0
+    while bucket < count and value > bounds[bucket]:
+        bucket += 1
+    return bucket
+
+
+cdef void observe(
+    unsigned long long* cells, Py_ssize_t first, unsigned long long* bounds, Py_ssize_t count, unsigned long long value
+) noexcept:
+    cdef Py_ssize_t bucket = 0
+    while bucket < count and value > bounds[bucket]:
+        bucket += 1
+    cells[first + bucket] += 1
+    cells[first + count + 1] += value
+
+
 cpdef Py_ssize_t receive_into(int fd, object view) except -2:
     cdef Py_buffer buffer
     PyObject_GetBuffer(view, &buffer, PyBUF_WRITABLE)

@@ -53,7 +53,26 @@ SWAP_IN_USE_BYTES: Final = 31  # Bytes of the last batch.
 SWAP_IN_USE_PEAK_BYTES: Final = 32
 SWAP_CAPACITY_BYTES: Final = 33
 SWAP_EXHAUSTED: Final = 34  # Batches cut short because the buffer was full.
-CELLS_OWN: Final = 35
+SWAP_SPILL_BYTES: Final = 35  # Received past the buffer.
+READ_PENDING: Final = 36
+WRITE_PENDING: Final = 37
+TIMER_PENDING: Final = 38
+SEND_QUEUE_BYTES: Final = 39
+CONNECTIONS_PAUSED: Final = 40  # With bytes in their send queues.
+
+# The meter's, see there. A histogram is a cell for each bucket, one for what is above the last, and one for the sum.
+LOOP_BUCKETS_NS: Final = (
+    50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000,
+    250_000_000, 1_000_000_000,
+)  # fmt: skip
+BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+LOOP_BUSY_NS: Final = 41
+TURN_DURATION_NS: Final = 42
+LOOP_LAG_NS: Final = 57
+BATCH_SIZE: Final = 72
+COMPLETION_LATENCY_NS: Final = 83
+CELLS_OWN: Final = 98
 
 TRAFFIC_RECEIVED: Final = 0  # Offsets from an endpoint's `traffic`.
 TRAFFIC_SENT: Final = 1

@@ -12,6 +12,7 @@ cdef class Agenda:
     cdef public object pending
     cdef public object failing
     cdef public int receives_left
+    cpdef forget(self)
     cpdef count_failure(self, op, error)
 
 cdef class Endpoint:

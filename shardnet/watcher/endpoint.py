@@ -40,10 +40,14 @@ class Agenda:
         self._cells_kept = cells
         self.cells = _sys.cells_of(self._cells_kept)
         self.rearm = rearm
+        self.receives_left = RECEIVES_PER_TURN_MAX
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of every endpoint: there is no next turn. One that is under way goes on with the queues it has."""
         self.ready: list[HookEndpoint] = []  # Whose posted read may succeed.
         self.pending: deque[Endpoint] = deque()  # Whose queues may go on.
         self.failing: deque[HookEndpoint] = deque()  # In error, with no operation under way that would meet it.
-        self.receives_left = RECEIVES_PER_TURN_MAX
 
     def count_failure(self, op: Op, error: OSError) -> None:
         self.cells[completions_cell(op, outcome_of(error))] += 1

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import threading
 import time
 from array import array
 from collections import deque
@@ -46,11 +45,13 @@ from shardnet.watcher.counters import (
     SWAP_IN_USE_PEAK_BYTES,
     TIMER_CANCELLED,
     TIMER_OK,
+    TIMER_PENDING,
     Op,
-)
+)  # fmt: skip
 from shardnet.watcher.endpoint import RECEIVES_PER_TURN_MAX, Agenda, Endpoint, Guest
 from shardnet.watcher.hooks import HookEndpoint
 from shardnet.watcher.listener import Listener
+from shardnet.watcher.meter import Meter
 from shardnet.watcher.pollers import new_poller
 from shardnet.watcher.timers import Timer, TimerQueue
 
@@ -79,6 +80,7 @@ class Engine:
         self.poller = poller = new_poller() if poller is None else poller
         self.agenda = Agenda(self.cells, poller.rearm)  # What a new endpoint is to be given.
         self.guests_ready: list[tuple[Any, int]] = []
+        self.meter: Meter | None = None  # Whoever wants the turns to be measured puts one there.
         self._room_min = min(ROOM_MIN_BYTES, swap_size)
         self._closed = False
         self._table: list[Entry | None] = []
@@ -91,7 +93,6 @@ class Engine:
         self._acceptable: deque[Listener] = deque()
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._timers = TimerQueue()
-        self._wake_lock = threading.RLock()  # Reentrant: a signal handler may come upon its own thread inside.
         self._wakeup = _sockets.Wakeup()
         self._wake_guest = Guest(None)
         self._enter(self._wakeup.fd, self._wake_guest)
@@ -195,14 +196,14 @@ class Engine:
                 self.free(entry)
             elif isinstance(entry, Listener):
                 self.unlisten(entry)
+        self.agenda.forget()
         self.cells[TIMER_CANCELLED] += self._timers.clear()
-        with self._wake_lock:
-            self._closed = True
-            self._wakeup.close()
+        self._closed = True
+        self._wakeup.close()
 
     def disown(self) -> None:
         """For the child of a fork, before it closes what it inherited: the parent is not disturbed. Idempotent."""
-        self._wake_lock = threading.RLock()  # A thread that is not here may have held it.
+        self._wakeup.disown()
         self.poller.close()  # What is registered there is the parent's, too, and would go from both.
 
     # Later.
@@ -223,9 +224,7 @@ class Engine:
 
     def wake(self) -> None:
         """Make a waiting `turn` return; nothing once closed. Safe from any thread and from signal handlers."""
-        with self._wake_lock:  # A number that is closed may be somebody else's the moment after.
-            if not self._closed:
-                self._wakeup.set()
+        self._wakeup.set()
 
     # The turn.
 
@@ -234,6 +233,7 @@ class Engine:
         if self._closed:
             raise WatcherClosed("turn of an engine that is closed")
         self.agenda.cells[LOOP_TURNS] += 1
+        self.agenda.cells[TIMER_PENDING] = len(self._timers)
         self.agenda.receives_left = RECEIVES_PER_TURN_MAX
         if self._batch or self._deferred:
             timeout_s = 0.0  # What runs now may have made work for a loop around us: do not sleep on it.
@@ -243,7 +243,9 @@ class Engine:
                 return
         if self._position >= self._count:
             self._position = self._count = 0
-            self._count = self.poller.poll(self._wait_s(timeout_s))
+            wait_s = self._wait_s(timeout_s)
+            meter = self.meter
+            self._count = self.poller.poll(wait_s) if meter is None else meter.poll(self.poller, wait_s)
         self._resolve()
         if len(self._timers):
             self._run_timers()
@@ -314,18 +316,16 @@ class Engine:
     def _complete_reads(self) -> None:
         """Reap and dispatch endpoints that are ready now, once each; who is left, or gets ready meanwhile, is next."""
         left = min(len(self.agenda.ready), READS_PER_TURN_MAX)
-        while left > 0:
+        while left > 0 and self.agenda.ready:  # A hook that closes the engine empties it.
             left = self._reap(left)
+            if self.meter is not None:
+                self.meter.note_batch(len(self._batch))
             self._dispatch()
 
     def _reap(self, left: int) -> int:
         """Receive for at most `left` ready endpoints, until the swap buffer is full; how many are left."""
-        swap = self.swap
-        ready = self.agenda.ready
-        cells = self.agenda.cells
-        batch = self._batch
-        used = 0
-        taken = 0
+        swap, ready, cells, batch = self.swap, self.agenda.ready, self.agenda.cells, self._batch
+        used = taken = 0
         while taken < left:
             room = swap.size - used
             if room < self._room_min:
@@ -349,6 +349,7 @@ class Engine:
     def _dispatch(self) -> None:
         batch = self._batch
         cells = self.agenda.cells
+        meter = self.meter
         while self._batch_position < len(batch):
             endpoint = batch[self._batch_position]
             self._batch_position += 1
@@ -362,6 +363,8 @@ class Engine:
                 cells[READ_OK] += 1
                 cells[endpoint.traffic] += size
                 endpoint.received_bytes += size
+                if meter is not None:
+                    meter.note_read()
                 endpoint.on_received(start, size)
             elif size == 0:
                 cells[READ_EOF] += 1

@@ -3,7 +3,8 @@ cimport cython
 from shardnet.watcher cimport _sys
 from shardnet.watcher.endpoint cimport Agenda, Endpoint
 
-cdef Py_ssize_t READ_CANCELLED, READ_EOF, READ_OK, TRAFFIC_SENT, WRITE_CANCELLED, WRITE_OK
+cdef Py_ssize_t CONNECTIONS_PAUSED, READ_CANCELLED, READ_EOF, READ_OK, READ_PENDING, SEND_QUEUE_BYTES
+cdef Py_ssize_t SWAP_SPILL_BYTES, TRAFFIC_SENT, WRITE_CANCELLED, WRITE_OK, WRITE_PENDING
 cdef Py_ssize_t CHUNK_MAX_BYTES
 
 cdef class HookEndpoint(Endpoint):
@@ -27,7 +28,7 @@ cdef class HookEndpoint(Endpoint):
     cpdef receive_now(self, Py_ssize_t size)
     @cython.locals(sent=Py_ssize_t)
     cpdef bint submit_write(self, data) except -1
-    @cython.locals(agenda=Agenda, sent=Py_ssize_t)
+    @cython.locals(agenda=Agenda, sent=Py_ssize_t, unsent=Py_ssize_t)
     cdef Py_ssize_t _submit_write(self, data) except -100000
     @cython.locals(sent=Py_ssize_t)
     cpdef proceed(self)
@@ -40,7 +41,9 @@ cdef class HookEndpoint(Endpoint):
     cpdef _receive_bytes(self, Py_ssize_t size)
     cpdef Py_ssize_t _send_bytes(self, data) except -100000
     cpdef Py_ssize_t _send_queue(self, queue) except -100000
+    @cython.locals(cells="unsigned long long*")
     cdef _drop_queue(self)
     cdef _found_empty(self)
     cpdef _drained(self)
+    @cython.locals(cells="unsigned long long*")
     cdef _drop_sent(self, queue, Py_ssize_t sent)

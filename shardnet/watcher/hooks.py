@@ -12,13 +12,18 @@ from typing import Final
 from shardnet.errors import ConnectionFreed
 from shardnet.watcher import _sys
 from shardnet.watcher.counters import (
+    CONNECTIONS_PAUSED,
     READ_CANCELLED,
     READ_EOF,
     READ_OK,
+    READ_PENDING,
+    SEND_QUEUE_BYTES,
+    SWAP_SPILL_BYTES,
     TRAFFIC_ALONE,
     TRAFFIC_SENT,
     WRITE_CANCELLED,
     WRITE_OK,
+    WRITE_PENDING,
     Op,
 )
 from shardnet.watcher.endpoint import CHUNK_MAX_BYTES, Agenda, Endpoint
@@ -97,6 +102,8 @@ class HookEndpoint(Endpoint):
             raise ValueError(f"post_read: the size is {size}: it takes at least 1 byte")
         if self.fd < 0:
             raise ConnectionFreed("read on a connection that is closed")
+        if self._wanted == 0:
+            self._agenda.cells[READ_PENDING] += 1
         self._wanted = size
         if self.readable and not self._reap_due:
             self._reap_due = True
@@ -111,6 +118,7 @@ class HookEndpoint(Endpoint):
             return False
         self._wanted = 0
         self._agenda.cells[READ_CANCELLED] += 1
+        self._agenda.cells[READ_PENDING] -= 1
         return True
 
     def receive_now(self, size: int) -> bytes | None:
@@ -144,6 +152,7 @@ class HookEndpoint(Endpoint):
         agenda.cells[READ_OK] += 1
         self.received_bytes += received
         agenda.cells[self.traffic] += received
+        agenda.cells[SWAP_SPILL_BYTES] += received
         return data
 
     def submit_write(self, data: bytes | bytearray | memoryview) -> bool:
@@ -202,6 +211,7 @@ class HookEndpoint(Endpoint):
             self._found_empty()
             return -1
         self._wanted = 0
+        self._agenda.cells[READ_PENDING] -= 1
         if 0 < size < wanted and self._drained_when_short:
             self._drained()
         self.reaped = size
@@ -223,6 +233,7 @@ class HookEndpoint(Endpoint):
             if sent < 0:
                 # The stream has a hole from here on: nothing behind it may be sent, not even if the error passes.
                 queue.popleft()
+                self._agenda.cells[WRITE_PENDING] -= 1
                 self._drop_queue()
                 error = _sys.error_of(-sent)
                 self._agenda.count_failure(Op.WRITE, error)
@@ -234,6 +245,7 @@ class HookEndpoint(Endpoint):
             self._drop_sent(queue, sent)
             if not queue:
                 self._queue = None
+                self._agenda.cells[CONNECTIONS_PAUSED] -= 1
                 self.on_sent()
                 return
         else:
@@ -284,15 +296,23 @@ class HookEndpoint(Endpoint):
                 agenda.cells[WRITE_OK] += 1
                 return 1
             self._queue = deque()
+            agenda.cells[CONNECTIONS_PAUSED] += 1
             self._rearm(_sys.EVENT_OUT)
         rest = data if isinstance(data, bytes) else bytes(data)
         self._queue.append(memoryview(rest)[sent:] if sent else rest)
-        self.unsent_bytes += len(rest) - sent
+        unsent = len(rest) - sent
+        self.unsent_bytes += unsent
+        self._agenda.cells[SEND_QUEUE_BYTES] += unsent
+        self._agenda.cells[WRITE_PENDING] += 1
         return 0
 
     def _drop_queue(self) -> None:
         if self._queue is not None:
-            self._agenda.cells[WRITE_CANCELLED] += len(self._queue)
+            cells = self._agenda.cells
+            cells[WRITE_CANCELLED] += len(self._queue)
+            cells[WRITE_PENDING] -= len(self._queue)
+            cells[SEND_QUEUE_BYTES] -= self.unsent_bytes
+            cells[CONNECTIONS_PAUSED] -= 1
             self._queue = None
             self.unsent_bytes = 0
 
@@ -309,6 +329,7 @@ class HookEndpoint(Endpoint):
         cells = self._agenda.cells
         self._count_sent(sent)
         self.unsent_bytes -= sent
+        cells[SEND_QUEUE_BYTES] -= sent
         while sent:
             head = queue[0]
             if sent < len(head):
@@ -317,3 +338,4 @@ class HookEndpoint(Endpoint):
             sent -= len(head)
             queue.popleft()
             cells[WRITE_OK] += 1
+            cells[WRITE_PENDING] -= 1

@@ -52,6 +52,7 @@ def test_free_answers_what_waits_reads_first(bench: Bench) -> None:
 # Descriptor numbers that come again.
 
 
+@pytest.mark.fault("F12")
 def test_reused_number_gets_no_news_of_its_predecessor(bench: Bench) -> None:
     """Also when another holder of the freed connection keeps it alive, as a child does: epoll would go on telling."""
     ours, theirs = bench.tcp()

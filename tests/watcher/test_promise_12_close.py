@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from shardnet.watcher import Completion, ConnectionFreed, Op, Watcher, WatcherClosed
+from shardnet.watcher.queued import CALLS_PER_TURN_MAX, QueuedEndpoint
 from tests.engine.kit import PATIENCE_S, open_fds, tcp_pair, wait_unread
 from tests.watcher.elsewhere import at_end, in_thread, interrupted, is_open
 from tests.watcher.kit import ENGINES, Bench
@@ -386,3 +388,25 @@ def test_close_from_a_signal_handler_ends_a_wait(bench: Bench) -> None:
     assert at_end(theirs)
     with pytest.raises(WatcherClosed):
         bench.watcher.wait_io()
+
+
+def test_nothing_of_a_connection_is_kept_that_had_more_to_do_in_the_next_turn(bench: Bench) -> None:
+    before = living_endpoints()
+    ours, theirs = tcp_pair()
+    with theirs:
+        reads = 2 * CALLS_PER_TURN_MAX
+        for _ in range(reads):
+            bench.watcher.read(ours, bytearray(1))
+        del ours
+        theirs.sendall(b"x" * reads)
+        while not bench.watcher.wait_io(PATIENCE_S):
+            pass
+        assert bench.watcher.statistics().pending == CALLS_PER_TURN_MAX
+        bench.watcher.close()
+        assert len(hand_out(bench.watcher)) == CALLS_PER_TURN_MAX
+    assert living_endpoints() == before
+
+
+def living_endpoints() -> int:
+    gc.collect()
+    return sum(isinstance(thing, QueuedEndpoint) for thing in gc.get_objects())

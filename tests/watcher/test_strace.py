@@ -79,6 +79,7 @@ def check(said: dict[str, Any], refused: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("poller", POLLERS)
 @pytest.mark.parametrize("error", EXHAUSTED)
+@pytest.mark.fault("F28")
 def test_accept_that_runs_out_is_told_and_loses_no_connection(tmp_path: Path, poller: str, error: str) -> None:
     said, injected = run(tmp_path, "watcher", poller, "accept4", f"error={error}:when=1..2")
     assert injected == 2
@@ -87,6 +88,7 @@ def test_accept_that_runs_out_is_told_and_loses_no_connection(tmp_path: Path, po
 
 @pytest.mark.parametrize("poller", POLLERS)
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPERM", "EINTR", "EPROTO"])
+@pytest.mark.fault("F29")
 def test_accept_of_what_died_meanwhile_is_tried_again_unseen(tmp_path: Path, poller: str, error: str) -> None:
     said, injected = run(tmp_path, "watcher", poller, "accept4", f"error={error}:when=1+2")
     assert injected >= PAIRS
