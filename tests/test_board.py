@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shardnet.board import Board, Kind, Metric, Role, Row
+from shardnet.board import Board, Kind, Labels, Metric, Role, Row
 from shardnet.board.row import CELLS_MAX
 from shardnet.board.schema import Declaration
 from shardnet.errors import InternalError, SystemFault, UsageError
@@ -21,6 +22,9 @@ HITS = Metric("test_hits_total", Kind.COUNTER, "Hits.")
 SEEN = Metric("test_seen_total", Kind.COUNTER, "Seen, by colour.", ("colour",))
 BUSY = Metric("test_busy_seconds_total", Kind.COUNTER, "Busy time.", cell="f64")
 OPEN = Metric("test_open", Kind.GAUGE, "Open now.")
+IDLE = Metric("test_idle_seconds_total", Kind.COUNTER, "Idle time.", cell="ns")
+WAIT = Metric("test_wait_seconds", Kind.HISTOGRAM, "Waits, by colour.", ("colour",), "ns", (0.1, 1.0))
+SIZE = Metric("test_size", Kind.HISTOGRAM, "Sizes.", cell="f64", buckets=(1.0, 8.0))
 LEVEL = Metric("test_level_ratio", Kind.GAUGE, "Level.", cell="f64")
 
 
@@ -81,6 +85,25 @@ def test_row_shows_one_cell_as_count_and_as_value(board: Board) -> None:
     row.values[cell] = 0.25
     assert row.counts[cell] == 0x3FD0_0000_0000_0000
     assert board.snapshot().value(LEVEL, shard="0") == 0.25
+
+
+def test_row_shows_nanoseconds_as_seconds(board: Board) -> None:
+    row = claim(board)
+    row.counts[row.declare(IDLE)] += 1_500_000_000
+    assert board.snapshot().value(IDLE, shard="0") == 1.5
+
+
+def test_row_has_a_cell_for_each_bucket_of_a_histogram_and_two_more(board: Board) -> None:
+    row = claim(board)
+    first = row.declare(WAIT, [("red",), ("green",)])
+    assert row.declare(HITS) == first + 2 * 4
+    for cell, value in enumerate((1, 2, 3, 4_000_000_000)):
+        row.counts[first + 4 + cell] = value
+    snapshot = board.snapshot()
+    green = snapshot.distribution(WAIT, shard="0", colour="green")
+    assert (green.counts, green.total, green.count) == ([1, 2, 3], 4.0, 6)
+    assert snapshot.distribution(WAIT, shard="0", colour="red").count == 0
+    assert snapshot.distribution(WAIT, shard="9", colour="red").counts == [0, 0, 0]
 
 
 def test_row_is_one_memory_for_parent_and_child(board: Board) -> None:
@@ -180,14 +203,14 @@ def test_snapshot_adds_generations_of_one_shard(board: Board) -> None:
 def test_snapshot_leaves_the_labels_of_the_supervisor_alone(board: Board) -> None:
     row = board.row(board.claim(Role.SUPERVISOR, 0, 0, 0, started_ns=0))
     row.counts[row.declare(OPEN)] = 1
-    assert board.snapshot().families[OPEN.name].values == {(): 1}
+    assert board.snapshot().families[OPEN.name].values == {Labels.of({}): 1}
 
 
 def test_snapshot_holds_every_declared_series_from_the_start(board: Board) -> None:
     claim(board).declare(SEEN, [("red",), ("green",)])
     assert board.snapshot().families[SEEN.name].values == {
-        (("colour", "red"), ("shard", "0")): 0,
-        (("colour", "green"), ("shard", "0")): 0,
+        Labels.of({"colour": "red", "shard": "0"}): 0,
+        Labels.of({"colour": "green", "shard": "0"}): 0,
     }
 
 
@@ -213,11 +236,36 @@ def test_fold_keeps_counters_that_earlier_workers_did_not_have(board: Board) -> 
         for offset in range(len(colours)):
             row.counts[cell + offset] = 1
         board.fold(row.index)
-    assert {labels[0][1]: value for labels, value in board.snapshot().families[SEEN.name].values.items()} == {
+    assert {labels.pairs["colour"]: value for labels, value in board.snapshot().families[SEEN.name].values.items()} == {
         "red": 2,
         "green": 1,
         "blue": 1,
     }
+
+
+def test_fold_keeps_histograms(board: Board) -> None:
+    for shard_row in (False, True):
+        row = claim(board)
+        first = row.declare(SIZE)
+        row.counts[first + 1] = 2
+        row.values[first + 3] = 9.5
+        if not shard_row:
+            board.fold(row.index)
+    size = board.snapshot().distribution(SIZE, shard="0")
+    assert (size.counts, size.total) == ([0, 4, 0], 19.0)
+
+
+def test_snapshot_leaves_out_what_older_code_meant_by_the_same_name(board: Board) -> None:
+    """Law: after a reload, a metric is what the new code says; its old values do not mix with others."""
+    old = Metric(SIZE.name, Kind.HISTOGRAM, "Sizes.", cell="f64", buckets=(1.0, 2.0, 4.0))
+    row = claim(board)
+    row.counts[row.declare(old)] = 5
+    row.counts[row.declare(Metric(OPEN.name + "_total", Kind.COUNTER, "Opened."))] = 1
+    board.fold(row.index)
+    row = claim(board)
+    row.counts[row.declare(SIZE)] = 7
+    size = board.snapshot().distribution(SIZE, shard="0")
+    assert size.counts == [7, 0, 0]
 
 
 def test_fold_leaves_a_row_of_zeros(board: Board) -> None:
@@ -413,3 +461,84 @@ def test_board_does_not_attach_a_closed_descriptor() -> None:
     os.close(fd)
     with pytest.raises(SystemFault, match="is no board"):
         Board.attach(fd)
+
+
+# Reading while others write.
+
+
+def test_no_cell_and_no_histogram_is_ever_seen_torn(board: Board) -> None:
+    """Law: each cell is read as it was before a store or after it. A writer flips all 64 bits, and a double's sign and
+    every digit of it, as fast as it can; snapshots meet the one or the other, and never anything between."""
+    row = claim(board)
+    count, level, size = row.declare(HITS), row.declare(LEVEL), row.declare(SIZE)
+
+    def flip() -> None:
+        while True:
+            row.counts[count] = 0xFFFF_FFFF_FFFF_FFFF
+            row.values[level] = -1.2345678901234567e-300
+            row.counts[size] = 1 << 63
+            row.counts[count] = 0
+            row.values[level] = 9.87654321e300
+            row.counts[size] = 1
+
+    counts, levels, sizes = set(), set(), set()
+    with running(flip):
+        for _ in range(20_000):
+            snapshot = board.snapshot()
+            counts.add(snapshot.value(HITS, shard="0"))
+            levels.add(snapshot.value(LEVEL, shard="0"))
+            sizes.add(snapshot.distribution(SIZE, shard="0").counts[0])
+    assert counts <= {0, 0xFFFF_FFFF_FFFF_FFFF}
+    assert len(counts) == 2
+    assert levels <= {0.0, -1.2345678901234567e-300, 9.87654321e300}
+    assert sizes <= {0, 1, 1 << 63}
+
+
+def test_counters_never_go_back_while_workers_are_folded(board: Board) -> None:
+    """Law: a reader that comes in the middle of a fold starts over; it never counts a worker twice, or not at all."""
+    done = board.row(board.claim(Role.SUPERVISOR, 0, 0, 0, started_ns=0))
+    rounds = done.declare(OPEN)
+
+    def live_and_die() -> None:
+        for number in range(1, 10**9):
+            row = claim(board, incarnation=number)
+            cell, size = row.declare(HITS), row.declare(SIZE)
+            row.counts[cell] += 1
+            row.counts[size + 1] += 1
+            board.fold(row.index)
+            done.counts[rounds] = number
+
+    with running(live_and_die):
+        before = (0.0, 0)
+        while done.counts[rounds] < 500:
+            at_least = done.counts[rounds]
+            snapshot = board.snapshot()
+            at_most = done.counts[rounds] + 1
+            seen = (snapshot.value(HITS, shard="0"), snapshot.distribution(SIZE, shard="0").count)
+            assert seen >= before
+            assert all(at_least <= value <= at_most for value in seen)
+            before = seen
+
+
+@pytest.mark.parametrize("metric", [IDLE, BUSY], ids=["ns", "f64"])
+def test_counters_of_seconds_never_go_back_by_a_hair_when_a_worker_is_folded(board: Board, metric: Metric) -> None:
+    """A sum of doubles depends on the order of its parts; a counter that went from 0.004995151000000001 to 0.004995151
+    was a restart from zero for Prometheus."""
+    chance = random.Random(7)
+    rows = [claim(board, incarnation=number) for number in range(3)]
+    before = 0.0
+    for number in range(3, 1500):
+        for row in rows:
+            cell = row.declare(metric) if not row.declarations() else 0
+            if metric.cell == "ns":
+                row.counts[cell] += chance.randrange(10**7)
+            else:
+                row.values[cell] += chance.random() * 10 ** chance.randrange(-9, 1)
+        for _ in range(2):
+            now = board.snapshot().value(metric, shard="0")
+            assert now >= before
+            before = now
+            if chance.random() < 0.3 and len(rows) > 1:
+                board.fold(rows.pop(0).index)
+        while len(rows) < 3:
+            rows.append(claim(board, incarnation=number))

@@ -4,14 +4,16 @@
 `snapshot` what a reader gets.
 """
 
-from shardnet.board.board import Board
+from shardnet.board.board import LAYOUT_VERSION, Board
 from shardnet.board.row import Row
 from shardnet.board.schema import CellType, Kind, Metric, Number
-from shardnet.board.snapshot import Family, Labels, Occupant, Role, Snapshot
+from shardnet.board.snapshot import Distribution, Family, Labels, Occupant, Role, Snapshot
 
 __all__ = [
+    "LAYOUT_VERSION",
     "Board",
     "CellType",
+    "Distribution",
     "Family",
     "Kind",
     "Labels",

@@ -6,12 +6,12 @@ to a shard, because two generations serve one shard during a reload. A worker co
 row, without locks and with nothing to flush: each cell, and each word of the directory, has exactly one writer and
 is stored whole, so that no reader ever sees half a value.
 
-When a worker has ended, the supervisor folds its row: counters are added to the row of the retired of that shard,
-gauges vanish, the row is free again. A reader that came in between would count twice or not at all, so the
-directory carries a sequence number, odd while the supervisor changes who has which row; a reader copies, and starts
-over if the number was odd or has moved. The writer never waits. (That stores are seen in the order they were made
-is the machine's promise on x86-64; elsewhere it rests on the hundreds of instructions that the interpreter puts
-between any two of them.)
+When a worker has ended, the supervisor folds its row: counters and histograms are added to those of the shard's own
+row, in which the supervisor also says what it knows of the shard; gauges vanish, and the row is free again. A reader
+that came in between would count twice or not at all, so the directory carries a sequence number, odd while the
+supervisor changes who has which row; a reader copies, and starts over if the number was odd or has moved. The writer
+never waits. (That stores are seen in the order they were made is the machine's promise on x86-64; elsewhere it rests on
+the hundreds of instructions that the interpreter puts between any two of them.)
 
 Lives here: the memory, its layout, claiming, folding, copying. Must not live here: which metrics there are, when a
 worker has ended, clocks.
@@ -42,7 +42,7 @@ from shardnet.board.row import (
     SCHEMA_MAX_BYTES,
     Row,
 )
-from shardnet.board.schema import Kind, decode_cell, encode_cell, parse_schema
+from shardnet.board.schema import Declaration, Kind, add_cells, parse_schema
 from shardnet.board.snapshot import Occupant, Role, RowImage, Snapshot, summarise
 from shardnet.errors import InternalError, SystemFault
 
@@ -57,12 +57,12 @@ SNAPSHOT_NAP_S: Final = 0.001
 
 # The directory is an entry of the board's own, then one for each row.
 MAGIC: Final = int.from_bytes(b"shardnet", "big")
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 AT_MAGIC, AT_LAYOUT_VERSION, AT_SHARDS_MAX, AT_SEQUENCE = range(4)
 
-# Rows: the supervisor's, one of the retired for each shard, then the workers'.
+# Rows: the supervisor's, one for each shard, then the workers'.
 SUPERVISOR_ROW: Final = 0
-RETIRED_ROWS_FROM: Final = 1
+SHARD_ROWS_FROM: Final = 1
 
 
 class Board:
@@ -91,6 +91,8 @@ class Board:
             fd = os.memfd_create("shardnet-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
                 os.ftruncate(fd, _board_bytes(shards_max))
+                # Nobody opens it anew to write, by mistake; who has it open writes all the same.
+                os.fchmod(fd, 0o400)
                 # Truncating a memfd kills with SIGBUS whoever has it mapped.
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 mapping, fd = _map(fd)
@@ -104,19 +106,20 @@ class Board:
         board._words[AT_LAYOUT_VERSION] = LAYOUT_VERSION
         board._words[AT_SHARDS_MAX] = shards_max
         for shard in range(shards_max):
-            entry = board._entry(RETIRED_ROWS_FROM + shard)
-            entry[AT_ROLE], entry[AT_SHARD] = Role.RETIRED, shard
+            entry = board._entry(SHARD_ROWS_FROM + shard)
+            entry[AT_ROLE], entry[AT_SHARD] = Role.SHARD, shard
         return board
 
     @classmethod
-    def attach(cls, fd: int) -> Board:
-        """Maps the board behind a descriptor, which it takes over, or closes when it raises.
+    def attach(cls, fd: int, *, readonly: bool = False) -> Board:
+        """Maps the board behind a descriptor, which it takes over, or closes when it raises. `readonly`: to take
+        snapshots of, and nothing else; the descriptor may be one that cannot be written to.
 
         Raises:
             SystemFault: what is behind it is no board, or one of another version's layout.
         """
         try:
-            mapping, own_fd = _map(fd)
+            mapping, own_fd = _map(fd, mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE)
         except (OSError, ValueError) as exc:
             with contextlib.suppress(OSError):  # It may not even have been open.
                 os.close(fd)
@@ -157,22 +160,26 @@ class Board:
             row = self._rows[index] = Row(index, self._entry(index), schema, cells)
         return row
 
+    def shard_row(self, shard: int) -> Row:
+        """The shard's own row: the supervisor alone writes it."""
+        return self.row(SHARD_ROWS_FROM + shard)
+
     def fold(self, index: int) -> int:
-        """Adds the counters of a worker that has ended to those of its shard's retired, and frees its row.
+        """Adds the counters and histograms of a worker that has ended to those of its shard's row, and frees its row.
 
         The worker must be known to have ended: a process that still counts would count into the next one's row.
-        Returns how many counters were lost because the row of the retired is full; 0 unless successive workers
-        declare ever new metrics.
+        Returns how many series were lost because the shard's row is full; 0 unless successive workers declare ever new
+        metrics.
         """
         entry = self._entry(index)
         if entry[AT_ROLE] != Role.WORKER:
             raise InternalError(f"row {index} of the board is no worker's, and cannot be folded")
-        retired = self.row(RETIRED_ROWS_FROM + entry[AT_SHARD])
-        totals, lost = _totals(self.row(index), retired)
+        kept = self.shard_row(entry[AT_SHARD])
+        totals, lost = _totals(self.row(index), kept)
         # From here on readers wait, so all that could be worked out before has been.
         with self._changing():
             for cell, total in totals.items():
-                retired.counts[cell] = total
+                kept.counts[cell] = total
             # Punched out of the memfd, a row is all zeros again, stray stores included, and costs nothing.
             start = _directory_bytes(self.shards_max) + index * ROW_BYTES
             self._mapping.madvise(mmap.MADV_REMOVE, start, ROW_BYTES)
@@ -231,8 +238,8 @@ class Board:
             case Role.SUPERVISOR:
                 return range(SUPERVISOR_ROW, SUPERVISOR_ROW + 1)
             case Role.WORKER:
-                return range(RETIRED_ROWS_FROM + self.shards_max, _rows(self.shards_max))
-            case Role.FREE | Role.RETIRED:
+                return range(SHARD_ROWS_FROM + self.shards_max, _rows(self.shards_max))
+            case Role.FREE | Role.SHARD:
                 raise InternalError(f"no process can have a {role.name.lower()} row")
             case _:
                 assert_never(role)
@@ -246,34 +253,35 @@ class Board:
             self._words[AT_SEQUENCE] += 1
 
 
-def _totals(worker: Row, retired: Row) -> tuple[dict[int, int], int]:
-    """What cells of the retired will hold with the worker's counters added, and how many counters found no cell."""
+def _totals(worker: Row, kept: Row) -> tuple[dict[int, int], int]:
+    """What cells of the shard's row will hold with the worker's added, and how many series found no cell."""
     schema, counts = worker.copy()
-    homes = {(d.metric.series, values): cell for d in retired.declarations() for values, cell in d.cells()}
+    homes = {home: cell for declaration in kept.declarations() for home, cell in declaration.homes()}
     totals: dict[int, int] = {}
     lost = 0
     for declaration in parse_schema(schema, len(counts)):
         metric = declaration.metric
-        if metric.kind is not Kind.COUNTER:
+        if metric.kind is Kind.GAUGE:
             continue
         homeless = [values for values in declaration.label_values if (metric.series, values) not in homes]
         if homeless:
             try:
-                first_cell = retired.declare(metric, homeless)
+                first_cell = kept.declare(metric, homeless)
             except SystemFault:
                 lost += len(homeless)
             else:
-                homes |= {(metric.series, values): first_cell + i for i, values in enumerate(homeless)}
+                homes |= dict(Declaration(metric, tuple(homeless), first_cell).homes())
         for values, cell in declaration.cells():
             home = homes.get((metric.series, values))
             if home is not None:
-                so_far = decode_cell(totals.get(home, retired.counts[home]), metric.cell)
-                totals[home] = encode_cell(so_far + decode_cell(counts[cell], metric.cell), metric.cell)
+                for offset, cell_type in enumerate(metric.cell_types):
+                    so_far = totals.get(home + offset, kept.counts[home + offset])
+                    totals[home + offset] = add_cells(so_far, counts[cell + offset], cell_type)
     return totals, lost
 
 
 def _rows(shards_max: int) -> int:
-    return RETIRED_ROWS_FROM + shards_max * (1 + WORKERS_PER_SHARD_MAX)
+    return SHARD_ROWS_FROM + shards_max * (1 + WORKERS_PER_SHARD_MAX)
 
 
 def _directory_bytes(shards_max: int) -> int:
@@ -285,7 +293,7 @@ def _board_bytes(shards_max: int) -> int:
     return _directory_bytes(shards_max) + _rows(shards_max) * ROW_BYTES
 
 
-def _map(fd: int) -> tuple[mmap.mmap, int]:
+def _map(fd: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> tuple[mmap.mmap, int]:
     """Maps the file whole; returns the mapping, and the one descriptor that stays open for it in place of `fd`.
 
     A mapping keeps a duplicate of its descriptor to itself, and would close that number one day, whatever it stands
@@ -293,7 +301,7 @@ def _map(fd: int) -> tuple[mmap.mmap, int]:
     """
     duplicate = os.dup(fd)  # The lowest free number: the one that the mapping's own duplicate gets next.
     os.close(duplicate)
-    mapping = mmap.mmap(fd, 0)
+    mapping = mmap.mmap(fd, 0, prot=prot)
     if not os.path.samestat(os.fstat(duplicate), os.fstat(fd)):
         raise InternalError("a thread opened a file while the board was being mapped")
     os.close(fd)

@@ -18,7 +18,7 @@ from shardnet.errors import SystemFault
 __all__ = ["CELLS_MAX", "CELL_BYTES", "ENTRY_WORDS", "ROW_BYTES", "SCHEMA_MAX_BYTES", "Row"]
 
 CELL_BYTES: Final = 8
-# The supervisor's row is the fullest, with 0.1 KiB of names and 6 cells for each shard: 1,200 shards fit.
+# A worker counts in some 150 cells, with 8 KiB of names; the others are there for what its app declares.
 SCHEMA_MAX_BYTES: Final = 128 * 1024
 CELLS_MAX: Final = 8 * 1024
 ROW_BYTES: Final = SCHEMA_MAX_BYTES + CELLS_MAX * CELL_BYTES
@@ -38,7 +38,7 @@ class Row:
     now.
     """
 
-    __slots__ = ("_entry", "_schema", "counts", "heartbeat", "index", "values")
+    __slots__ = ("_copied", "_copied_of", "_entry", "_schema", "counts", "heartbeat", "index", "values")
 
     def __init__(self, index: int, entry: memoryview, schema: memoryview, cells: memoryview) -> None:
         self.index = index
@@ -48,9 +48,11 @@ class Row:
         self.heartbeat = entry[AT_HEARTBEAT : AT_HEARTBEAT + 1]
         self._entry = entry
         self._schema = schema
+        self._copied = b""  # What `copy` saw of the schema, and whose that was.
+        self._copied_of = (0, 0, 0)
 
     def declare(self, metric: Metric, label_values: Sequence[tuple[str, ...]] = ((),)) -> int:
-        """Gives the metric a cell, zero at first, for each tuple of label values; returns the first one's number.
+        """Gives the metric its cells, zero at first, for each tuple of label values; returns the first one's number.
 
         The cells of one call lie side by side, and those of successive calls too, from cell 0 on. One metric may
         be declared several times, with different label values.
@@ -60,22 +62,29 @@ class Row:
             SystemFault: the row has no room left.
         """
         first_cell = self._entry[AT_CELLS_USED]
-        line = encode_declaration(Declaration(metric, tuple(label_values), first_cell))
+        declaration = Declaration(metric, tuple(label_values), first_cell)
+        after = first_cell + declaration.cell_count
+        line = encode_declaration(declaration)
         start = self._entry[AT_SCHEMA_BYTES]
-        if first_cell + len(label_values) > CELLS_MAX or start + len(line) > SCHEMA_MAX_BYTES:
+        if after > CELLS_MAX or start + len(line) > SCHEMA_MAX_BYTES:
             raise SystemFault(
                 f"no room on the board for metric {metric.name} with {len(label_values)} label combinations: "
                 f"a process has {CELLS_MAX} cells and {SCHEMA_MAX_BYTES // 1024} KiB of names; declare fewer"
             )
         # The length is stored last: until then a reader sees nothing of the line, also if we die halfway.
         self._schema[start : start + len(line)] = line
-        self._entry[AT_CELLS_USED] = first_cell + len(label_values)
+        self._entry[AT_CELLS_USED] = after
         self._entry[AT_SCHEMA_BYTES] = start + len(line)
         return first_cell
 
     def beat(self, now_ns: int) -> None:
         """Says that the owner's loop turned at this time of CLOCK_MONOTONIC."""
         self.heartbeat[0] = now_ns
+
+    @property
+    def pid(self) -> int:
+        """Which process has the row; 0 until it has said so, and when nobody has."""
+        return self._entry[AT_PID]
 
     def publish_pid(self, pid: int) -> None:
         """Says which process has the row: called by that process."""
@@ -84,7 +93,11 @@ class Row:
     def copy(self) -> tuple[bytes, list[int]]:
         """The schema, and the cells in use, read as u64."""
         # In this order: declare() stores the number of cells before the length of the schema that names them.
-        schema = bytes(self._schema[: self._entry[AT_SCHEMA_BYTES]])
+        entry = self._entry
+        of = (entry[AT_INCARNATION], entry[AT_STARTED], entry[AT_SCHEMA_BYTES])
+        if of != self._copied_of:  # Of one owner a schema only grows: the same bytes, hashed once, serve many readers.
+            self._copied, self._copied_of = bytes(self._schema[: of[2]]), of
+        schema = self._copied
         # tolist() loads each cell whole, as a copy of the bytes need not.
         return schema, self.counts[: self._entry[AT_CELLS_USED]].tolist()
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from shardnet.board.schema import Metric, Number, decode_cell, parse_schema
+from shardnet.board.schema import Kind, Metric, Number, parse_schema, sum_cells
 
-__all__ = ["Family", "Labels", "Occupant", "Role", "RowImage", "Snapshot", "summarise"]
-
-Labels = tuple[tuple[str, str], ...]  # (name, value) pairs, sorted by name.
+__all__ = ["Distribution", "Family", "Labels", "Occupant", "Role", "RowImage", "Snapshot", "summarise"]
 
 SCHEMAS_CACHED: Final = 1024  # Two for each shard are in use; a scrape that parses anew costs 0.1 ms each.
 
@@ -27,7 +25,36 @@ class Role(enum.IntEnum):
     FREE = 0  # Zero, because memory that nobody has touched reads so.
     SUPERVISOR = 1
     WORKER = 2
-    RETIRED = 3  # What the ended workers of one shard have counted.
+    SHARD = 3  # What the supervisor knows of a shard, and what its ended workers have counted.
+
+
+class Labels(str):
+    """Names and values of labels as expositions write them, sorted by name: `listener="127.0.0.1:9000",shard="0"`.
+
+    A string, because that is what a scrape wants of it thousands of times. `pairs` has the values as they are.
+    """
+
+    __slots__ = ("pairs",)
+    pairs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, str]) -> Labels:
+        ordered = dict(sorted(pairs.items()))
+        labels = cls(",".join(f'{name}="{_escaped(value)}"' for name, value in ordered.items()))
+        labels.pairs = ordered
+        return labels
+
+
+@dataclass(slots=True)
+class Distribution:
+    """The value of a histogram: how many fell into each bucket, and into none but +Inf; and the sum of all."""
+
+    counts: list[int]
+    total: Number
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +82,11 @@ class RowImage:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Every value of one metric, by labels."""
+    """Every value of one metric, by labels: of a histogram `distributions`, of any other kind `values`."""
 
     metric: Metric
-    values: dict[Labels, Number]
+    values: dict[Labels, Number] = field(default_factory=dict)
+    distributions: dict[Labels, Distribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +100,65 @@ class Snapshot:
     def value(self, metric: Metric, **labels: str) -> Number:
         """The value under exactly these labels; 0 when nobody has declared it."""
         family = self.families.get(metric.name)
-        return family.values.get(tuple(sorted(labels.items())), 0) if family else 0
+        return family.values.get(Labels.of(labels), 0) if family else 0
+
+    def distribution(self, metric: Metric, **labels: str) -> Distribution:
+        """The histogram's value under exactly these labels; empty when nobody has declared it."""
+        family = self.families.get(metric.name)
+        empty = Distribution([0] * (len(metric.buckets) + 1), 0)
+        return family.distributions.get(Labels.of(labels), empty) if family else empty
 
 
-class _Series(NamedTuple):
+class _Declared(NamedTuple):
+    """The series of one declaration, side by side from a first cell on."""
+
     metric: Metric
-    labels: Labels
-    cell: int
+    names: tuple[Labels, ...]
+    first: int
 
 
 def summarise(images: Iterable[RowImage]) -> Snapshot:
     """Adds the images up by metric and labels.
 
-    Two generations may serve one shard for a while, and a retired row stands beside the living: counters and gauges
-    alike are sums over rows (gauges of the dead are gone with their rows).
+    Two generations may serve one shard for a while, and the shard's own row stands beside the living: counters,
+    histograms and gauges alike are sums over rows (gauges of the dead are gone with their rows). Where code before this
+    one meant something else by a metric's name, another kind or other buckets, that is left out.
     """
-    # Retired rows come last, so that a help text is that of the code now running.
+    # The shards' own rows come last, so that a help text is that of the code now running.
     ordered = sorted(images, key=lambda i: (i.occupant.role, i.occupant.shard, i.occupant.incarnation))
     families: dict[str, Family] = {}
+    raw: dict[tuple[str, Labels], list[int]] = {}  # Cells that are added up in the end: see `sum_cells`.
     for image in ordered:
         shard = None if image.occupant.role is Role.SUPERVISOR else str(image.occupant.shard)
-        for metric, labels, cell in _series(image.schema, len(image.cells), shard):
-            family = families.setdefault(metric.name, Family(metric, {}))
-            value = decode_cell(image.cells[cell], metric.cell)
-            family.values[labels] = family.values.get(labels, 0) + value
+        cells = image.cells
+        for metric, names, first in _declared(image.schema, len(cells), shard):
+            family = families.get(metric.name)
+            if family is None:
+                family = families[metric.name] = Family(metric)
+            elif family.metric is not metric and not _agree(family.metric, metric):
+                continue
+            if metric.kind is Kind.HISTOGRAM:
+                width = len(metric.buckets) + 1
+                for cell, labels in zip(range(first, len(cells), width + 1), names, strict=False):
+                    counts = cells[cell : cell + width]
+                    distribution = family.distributions.get(labels)
+                    if distribution is not None:
+                        counts = [ours + theirs for ours, theirs in zip(distribution.counts, counts, strict=True)]
+                    family.distributions[labels] = Distribution(counts, 0)
+                    raw.setdefault((metric.name, labels), []).append(cells[cell + width])
+            elif metric.cell == "u64":  # By far the most.
+                _add(family.values, names, cells[first : first + len(names)])
+            else:
+                for cell, labels in enumerate(names, start=first):
+                    family.values[labels] = 0
+                    raw.setdefault((metric.name, labels), []).append(cells[cell])
+    for (name, labels), parts in raw.items():
+        family = families[name]
+        total = sum_cells(parts, family.metric.cell)
+        if family.metric.kind is Kind.HISTOGRAM:
+            family.distributions[labels].total = total
+        else:
+            family.values[labels] = total
     occupants = [image.occupant for image in ordered]
     return Snapshot(
         families=families,
@@ -104,14 +167,32 @@ def summarise(images: Iterable[RowImage]) -> Snapshot:
     )
 
 
+def _agree(one: Metric, other: Metric) -> bool:
+    return (one.kind, one.buckets) == (other.kind, other.buckets)
+
+
+def _add(values: dict[Labels, Number], names: tuple[Labels, ...], cells: list[int]) -> None:
+    if values.keys().isdisjoint(names):  # As with all rows but those that share a shard.
+        values.update(zip(names, cells, strict=True))
+    else:
+        for labels, cell in zip(names, cells, strict=True):
+            values[labels] = values.get(labels, 0) + cell
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
 @functools.lru_cache(maxsize=SCHEMAS_CACHED)
-def _series(schema: bytes, cells: int, shard: str | None) -> tuple[_Series, ...]:
-    series = []
+def _declared(schema: bytes, cells: int, shard: str | None) -> tuple[_Declared, ...]:
+    found = []
     for declaration in parse_schema(schema, cells):
         metric = declaration.metric
-        for values, cell in declaration.cells():
+        names = []
+        for values in declaration.label_values:
             labels = dict(zip(metric.labels, values, strict=True))
             if shard is not None:
                 labels.setdefault("shard", shard)
-            series.append(_Series(metric, tuple(sorted(labels.items())), cell))
-    return tuple(series)
+            names.append(Labels.of(labels))
+        found.append(_Declared(metric, tuple(names), declaration.first_cell))
+    return tuple(found)
