@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["usable_cpus"]
+__all__ = ["cpus_to_pin_to", "usable_cpus"]
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 OWN_CGROUP: Final = Path("/proc/self/cgroup")
@@ -30,6 +30,11 @@ def usable_cpus(*, cgroup_root: Path = CGROUP_ROOT, own_cgroup: Path = OWN_CGROU
     cpus = len(os.sched_getaffinity(0))
     quota = min(_quotas(cgroup_root, own_cgroup), default=math.inf)
     return math.ceil(quota) if quota < cpus else cpus
+
+
+def cpus_to_pin_to() -> tuple[int, ...]:
+    """The CPUs that this process may run on, in order."""
+    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def _quotas(cgroup_root: Path, own_cgroup: Path) -> Iterator[float]:

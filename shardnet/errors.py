@@ -17,6 +17,7 @@ __all__ = [
     "DeadlineExceeded",
     "ExitCode",
     "InternalError",
+    "NotRunning",
     "PeerError",
     "ShardnetError",
     "SystemFault",
@@ -35,6 +36,7 @@ class ExitCode(enum.IntEnum):
     CONFIG = 3  # A configuration file or an environment variable says something that cannot be.
     APP = 4  # The app could not be loaded.
     ADDRESS = 5  # An address is in use, or this server is running already.
+    NOT_RUNNING = 6  # There is no instance to control.
     UNSERVED = 70  # Workers kept failing until nobody had served for a while.
 
 
@@ -64,6 +66,10 @@ class SystemFault(ShardnetError):
 
 class AddressInUse(SystemFault):
     """An address to listen on belongs to somebody else."""
+
+
+class NotRunning(SystemFault):
+    """There is no instance of that name to control."""
 
 
 class InternalError(ShardnetError):

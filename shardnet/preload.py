@@ -31,7 +31,7 @@ __all__ = ["ImportStopped", "Preloaded", "preload"]
 
 OWN_THREADS: Final = Path("/proc/self/task")
 STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-NOTED: Final = frozenset({signal.SIGHUP, signal.SIGUSR1})
+NOTED: Final = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU})
 # What the import executes inherits what is blocked. (That children end is looked for anyway, after this.)
 UNBLOCKED: Final = STOPS | NOTED | {signal.SIGALRM, signal.SIGCHLD}
 AGAIN_S: Final = 1.0  # An import that takes being cut for an error of its own, and goes on, is cut again.

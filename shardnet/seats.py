@@ -30,6 +30,7 @@ class WorkerSeat:
     control: ControlEndpoint
     board: Board
     row: int  # The worker's own row of the board, claimed for it.
+    stacks_fd: int  # What its fault handler writes there, the supervisor logs.
     held: bool = False  # It comes up and says so, but accepts nothing until it is told to serve.
 
 
@@ -40,3 +41,4 @@ class ExporterSeat:
     listener: socket.socket
     control: ControlEndpoint
     board: Board
+    stacks_fd: int  # As in a worker's.

@@ -13,6 +13,7 @@ import math
 import socket
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -20,11 +21,13 @@ from functools import partial
 from typing import Any, Final
 
 from shardnet.adapters import ProtocolConnection, StreamsConnection
+from shardnet.ages import Ages
 from shardnet.app import Handler, Kind, describe, first_line, try_factory
+from shardnet.catalogue.cells import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
+from shardnet.catalogue.families import DEADLINE_KINDS, DURATION_BUCKETS_S, PAUSE_REASONS
 from shardnet.connection import CallbackConnection, CloseReason, Connection, Host, Limits, Shard, timed
 from shardnet.errors import AppError
 from shardnet.log import AccessLog, Log, RateLimit
-from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, WorkerCells, lay_out_worker_cells
 from shardnet.watcher.engine import Engine
 from shardnet.watcher.listener import Listener
 
@@ -35,6 +38,9 @@ EXHAUSTED_LOG_S: Final = 10.0  # A peer can cause this line: at most one in so l
 # A peer can cause these as well, by what it sends: so many at once, so many a second.
 RAISED_LOG_BURST: Final = 20
 RAISED_LOG_PER_S: Final = 1.0
+
+AT_LIMIT, AT_FILES = map(PAUSE_REASONS.index, ("limit", "files"))
+AT_WRITE_STALL, AT_LINGER, AT_DRAIN = map(DEADLINE_KINDS.index, ("write_stall", "linger", "drain"))
 
 CONNECTION_CLASSES: Final[dict[Kind, type[Connection]]] = {
     Kind.CONN: Connection,
@@ -96,6 +102,7 @@ class Server(Host):
         self._raised_limit = RateLimit(RAISED_LOG_BURST, RAISED_LOG_PER_S)
         self._access_log = access_log
         self._opened_s: dict[int, float] = {}  # Of each connection, by its id; only for the access log.
+        self._ages = Ages()
         engine.cells[cells.connections_limit] = connections_max
 
     @contextlib.asynccontextmanager
@@ -122,15 +129,25 @@ class Server(Host):
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise AppError(f"{name}: the lifespan raised {first_line(error)}") from error
 
-    def listen(self, sock: socket.socket, name: str = "", *, shared: bool = False) -> None:
+    def listen(self, sock: socket.socket, address: int = 0, name: str = "", *, shared: bool = False) -> Listener:
         """Accept on `sock`, a listening, non-blocking socket that stays the caller's.
 
-        The access log calls it `name`. `shared`: other workers accept on it, too.
+        It is one of those of the address with this number, which the access log calls `name`. `shared`: other workers
+        accept on it, too. Raises `OSError` when the kernel refuses to watch it.
         """
-        traffic = self._cells.traffic[len(self._listeners)]
+        traffic = self._cells.traffic[address]
         self._listener_names[traffic] = name
         on_accept = partial(self._on_accept, traffic, sock.family == socket.AF_UNIX)
-        self._listeners.append(self.engine.listen(sock, on_accept, self._on_exhausted, exclusive=shared))
+        listener = self.engine.listen(sock, on_accept, self._on_exhausted, exclusive=shared)
+        self._listeners.append(listener)
+        if self._full:
+            listener.pause()
+        return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """Accept no more there, and leave what is queued to somebody else who does."""
+        self._listeners.remove(listener)
+        self.engine.unlisten(listener)
 
     @property
     def handlers(self) -> int:
@@ -198,7 +215,9 @@ class Server(Host):
     async def _cut(self) -> None:
         """Cancel every handler, also of connections that are closed already, and end what has not ended a moment
         later."""
-        for conn in self.connections():
+        connections = self.connections()
+        self.engine.cells[self._cells.deadlines_expired + AT_DRAIN] += len(connections)
+        for conn in connections:
             conn.cut()
         for task in self._handlers:
             if not task.cancelling():
@@ -214,8 +233,12 @@ class Server(Host):
         cells[conn.traffic + AT_ACTIVE] -= 1
         cells[conn.traffic + AT_CLOSED + reason] += 1
         self.active -= 1
+        now_s = time.monotonic()
+        self._count_duration(self._ages.age_s(conn.id, now_s))
+        if reason is CloseReason.DEADLINE:
+            cells[self._cells.deadlines_expired + AT_WRITE_STALL] += 1
         if self._access_log is not None:
-            self._write_access(self._access_log, conn, reason)
+            self._write_access(self._access_log, conn, reason, now_s - self._opened_s.pop(conn.id))
         if self._handler.on_disconnect is not None:
             # From the loop: who closes a connection is not called in the middle of it.
             self.loop.call_soon(self._call_on_disconnect, self._handler.on_disconnect, conn, error)
@@ -224,6 +247,9 @@ class Server(Host):
             for listener in self._listeners:
                 listener.resume()
         self._note_empty()
+
+    def lingered_out(self, conn: Connection) -> None:
+        self.engine.cells[self._cells.deadlines_expired + AT_LINGER] += 1
 
     def keep(self, task: asyncio.Task[Any], conn: Connection) -> None:
         # One callback and one context for all: they would be a good part of what an idle connection costs.
@@ -253,13 +279,16 @@ class Server(Host):
         cells[traffic + AT_ACTIVE] += 1
         cells[traffic + AT_ACCEPTED] += 1
         self.active += 1
+        now_s = time.monotonic()
+        self._ages.note(conn.id, now_s)
         self._empty.clear()
         if self.active >= self._connections_max and not self._full:
             self._full = True
+            cells[self._cells.accept_pauses + AT_LIMIT] += 1
             for listener in self._listeners:
                 listener.pause()
         if self._access_log is not None:
-            self._opened_s[conn.id] = time.monotonic()
+            self._opened_s[conn.id] = now_s
         try:
             if self._handler.on_connect is not None:
                 self._handler.on_connect(conn)
@@ -290,14 +319,19 @@ class Server(Host):
             more: dict[str, object] = {"suppressed": suppressed} if suppressed else {}
             self._log.error(event, error, **fields, **more)
 
-    def _write_access(self, access_log: AccessLog, conn: Connection, reason: CloseReason) -> None:
+    def _count_duration(self, lasted_s: float) -> None:
+        cells, first = self.engine.cells, self._cells.connection_duration
+        cells[first + bisect_left(DURATION_BUCKETS_S, lasted_s)] += 1
+        cells[first + len(DURATION_BUCKETS_S) + 1] += int(lasted_s * 1e9)
+
+    def _write_access(self, access_log: AccessLog, conn: Connection, reason: CloseReason, lasted_s: float) -> None:
         access_log.closed(
             peer=_text(conn.peer),
             listener=self._listener_names[conn.traffic],
             connection=conn.id,
             received_bytes=conn.received_bytes,
             sent_bytes=conn.sent_bytes,
-            duration_s=time.monotonic() - self._opened_s.pop(conn.id),
+            duration_s=lasted_s,
             reason=reason.name.lower(),
         )
 
@@ -307,6 +341,7 @@ class Server(Host):
             self._log.warning("handler held the loop", peer=_text(conn.peer), connection=conn.id, took_s=took_s)
 
     def _on_exhausted(self, error: OSError) -> None:
+        self.engine.cells[self._cells.accept_pauses + AT_FILES] += 1
         now_s = time.monotonic()
         if now_s - self._exhausted_logged_s >= EXHAUSTED_LOG_S:
             self._exhausted_logged_s = now_s

@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Never
@@ -26,7 +26,7 @@ from shardnet.childhood import close_others
 from shardnet.errors import UsageError
 from shardnet.log import Log, get_logger, reopen
 
-__all__ = ["SourceWatch", "WatchOptions", "start_watching"]
+__all__ = ["SourceWatch", "WatchOptions", "Watching", "start_watching"]
 
 LOOK_MS: Final = 250  # How often a watch without news looks whether it is still wanted.
 NAMED_MAX: Final = 3  # Of the files that changed together, a line names so many.
@@ -89,7 +89,7 @@ def _be_child(options: WatchOptions, parent: int, lifeline: int, log: Log) -> Ne
     status = 1
     try:
         # Sent to a whole terminal, or to all processes of a name: what they mean, the parent says.
-        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(signum, signal.SIG_IGN)
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
@@ -165,3 +165,27 @@ def source_folders(app: str, app_dir: Path) -> Iterator[Path]:
         folder = place.resolve()
         if folder.is_dir() and not any(folder.is_relative_to(known) for known in (root, *installed)):
             yield folder
+
+
+class Watching:
+    """The watching of sources, where it was asked for; `fds` are those of one that was begun by the program before."""
+
+    def __init__(self, options: WatchOptions | None, fds: Sequence[int] = ()) -> None:
+        self._options = options
+        self._running = SourceWatch(*fds) if fds else None
+        # By its .pyc a source that is saved twice within a second at the same size would pass for unchanged.
+        sys.dont_write_bytecode = sys.dont_write_bytecode or options is not None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return self._running.fds if self._running else ()
+
+    def begin(self) -> None:
+        if self._options is not None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # It may come before anybody can take it.
+            self._running = start_watching(self._options)
+
+    def end(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+            self._running = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
+import math
 import os
 import signal
 import time
@@ -18,15 +20,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardnet.app import Handler, load
+from shardnet.catalogue.cells import declare_worker_metrics
 from shardnet.connection import Limits
-from shardnet.control import Message
-from shardnet.errors import AppError, ExitCode
-from shardnet.log import LogOptions, access_log, get_logger, reopen
-from shardnet.loop import new_loop
-from shardnet.metrics import declare_worker_metrics
+from shardnet.control import FDS_MAX, Message
+from shardnet.errors import AppError, ExitCode, UsageError
+from shardnet.garbage import count_collections
+from shardnet.loans import Loans
+from shardnet.log import LogOptions, access_log, get_logger, reopen, set_level
+from shardnet.loop import HEARTBEAT_S, new_loop
+from shardnet.metrics.registry import REGISTRY
 from shardnet.seats import WorkerSeat
 from shardnet.server import Server
+from shardnet.slowturns import SlowTurns
+from shardnet.tasks import tasks_text
 from shardnet.watcher.engine import Engine
+from shardnet.watcher.meter import Meter
 
 ORPHAN_GRACE_S: Final = 2.0  # A worker whose supervisor is gone goes on accepting for so long, then drains.
 # What the lifespan's end, and then cancelled tasks, get at least, also when the drain has used up its time.
@@ -38,6 +46,7 @@ LIFESPAN_LOST_S: Final = 1.0
 SILENT_S: Final = 1.0
 INTERNAL_ERRORS_MAX: Final = 100  # So many, and it is no accident: better a new worker.
 
+STACKS: Final = signal.SIGUSR2  # Asks a worker where all its threads stand.
 # The terminal sends these to the whole process group; in a worker only the supervisor's word counts. A handler that
 # does nothing, not SIG_IGN, because that one would be inherited by what the app executes.
 LEFT_TO_THE_SUPERVISOR: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
@@ -54,9 +63,12 @@ class WorkerOptions:
     connections_max: int
     swap_size_bytes: int
     drain_timeout_s: float
+    heartbeat_s: float = HEARTBEAT_S
     limits: Limits = field(default_factory=Limits)
     log: LogOptions = field(default_factory=LogOptions)
     debug: bool = False
+    slow_turn_s: float = math.inf
+    cpus: tuple[int, ...] = ()  # Each worker is bound to one of these, by its shard; none: to none.
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,9 @@ def run_worker(options: WorkerOptions, seat: WorkerSeat, preloaded: Handler | No
     reopen()  # Of the log files, only the names were inherited.
     for signum in LEFT_TO_THE_SUPERVISOR:
         signal.signal(signum, lambda *_: None)
+    # Both in C: they speak also when the interpreter does not get to run. The supervisor logs what they say.
+    faulthandler.enable(seat.stacks_fd)
+    faulthandler.register(STACKS, seat.stacks_fd)
     try:
         return _prepare(options, seat, preloaded).run()
     except AppError as error:
@@ -122,8 +137,12 @@ class Worker:
         self._log = get_logger("worker", shard=seat.shard, generation=seat.generation, pid=os.getpid())
         row = seat.board.row(seat.row)
         cells = declare_worker_metrics(row, options.listeners)
+        REGISTRY.bind(row)  # What the app has declared.
         self._engine = Engine(options.swap_size_bytes, row.counts)
-        self._loop = new_loop(self._engine, row.heartbeat)
+        self._meter = self._engine.meter = Meter(row.counts)
+        count_collections(row.counts, cells.gc_collections, cells.gc_pause)
+        self._slow_turns = SlowTurns(self._meter, options.slow_turn_s, row.counts, cells.slow_turns, self._log)
+        self._loop = new_loop(self._engine, row.heartbeat, options.heartbeat_s)
         self._loop.set_debug(options.debug)
         self._loop.set_exception_handler(self._on_loop_exception)
         asyncio.set_event_loop(self._loop)
@@ -140,11 +159,20 @@ class Worker:
             generation=seat.generation,
             access_log=access_log(options.log, shard=seat.shard, generation=seat.generation),
         )
+        self._loans = Loans(self._server, options.listeners)
+        self._pin()
         # What the supervisor's word, or its silence, has decided; whoever waits for it waits for these.
         self._serve_told: asyncio.Future[None] = self._loop.create_future()
         self._drain_told: asyncio.Future[Drain] = self._loop.create_future()
         self._lifespan_begun: asyncio.Future[None] = self._loop.create_future()
         self._served = asyncio.Event()
+
+    def _pin(self) -> None:
+        if cpus := self._options.cpus:
+            try:
+                os.sched_setaffinity(0, {cpus[self._seat.shard % len(cpus)]})
+            except OSError as error:  # Another limit has come since, or a filter of system calls.
+                self._log.warning("not pinned", why=error.strerror)
 
     def run(self) -> int:
         """Serve until drained. Raises `AppError` when the app's lifespan does not begin."""
@@ -163,6 +191,8 @@ class Worker:
                 internal_errors += 1
                 if internal_errors > INTERNAL_ERRORS_MAX:
                     raise
+        # asyncio closes what signals write to before it says so. Nobody is to be woken any more.
+        signal.set_wakeup_fd(-1)
         self._loop.close()
         self._engine.close()
         life.result()
@@ -212,20 +242,23 @@ class Worker:
             await asyncio.wait((self._serve_told, self._drain_told), return_when=asyncio.FIRST_COMPLETED)
         if self._serve_told.done() or not self._drain_told.done():  # Both at once: what is queued is ours to serve.
             places = zip(self._seat.listeners, self._options.listeners, self._options.shared, strict=True)
-            for sock, name, shared in places:
-                self._server.listen(sock, name, shared=shared)
+            for address, (sock, name, shared) in enumerate(places):
+                self._server.listen(sock, address, name, shared=shared)
             if not self._seat.held:
                 self._control.send("ready")
+        if self._options.slow_turn_s < math.inf:
+            self._slow_turns.begin()
         drain = await self._drain_told
         self._server.stop_accepting(leave_queue=drain.succeeded)
         for sock in self._seat.listeners:
             sock.close()
+        self._loans.close()
         return drain
 
     # The supervisor's word.
 
     def _on_control(self) -> None:
-        for message in self._control.receive():
+        for message in self._control.receive(fds_max=FDS_MAX):
             self._obey(message)
         if self._control.eof:
             self._loop.remove_reader(self._control.fileno())
@@ -242,9 +275,22 @@ class Worker:
                 timeout_s = _seconds(message.fields.get("timeout_s"), self._options.drain_timeout_s)
                 spread_s = _seconds(message.fields.get("spread_s"), 0.0)
                 self._drain(Drain(timeout_s, spread_s, message.fields.get("succeeded") is True))
+            case "lend" if not self._drain_told.done():
+                type_, fields = self._loans.take(message)
+                self._control.send(type_, **fields)
+            case "lend":
+                message.close_fds()  # The supervisor knows that we drain.
+            case "give_back":
+                self._loans.give_back(message.fields.get("loan"))
             case "reopen_logs":
                 reopen()
+            case "log_level":
+                with contextlib.suppress(UsageError):
+                    set_level(str(message.fields.get("level")))
+            case "tasks":
+                self._control.send("tasks", text=tasks_text(self._loop))
             case _:
+                message.close_fds()
                 self._log.warning("unknown control message", type=message.type)
 
     def _on_term(self) -> None:

@@ -11,38 +11,34 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from shardnet.metrics import SupervisorCells
+from shardnet.supervisor.actions import Action, Drain, Ended, Finish, Fork, GiveBack, Kill, Lend, Reloaded, Renew, Serve
 from shardnet.supervisor.events import (
-    Action,
-    Drain,
-    Ended,
+    Borrowed,
     Ending,
     Event,
     Exited,
     Failed,
-    Finish,
-    Fork,
     ForkFailed,
-    Kill,
     Leaving,
+    LoanRefused,
     Misspoke,
     Ready,
     ReloadAsked,
-    Reloaded,
-    Renew,
     RenewalFailed,
     Renewed,
-    Serve,
+    ScaleAsked,
 )
 from shardnet.supervisor.handover import FleetState, SupervisorState, decode, encode
+from shardnet.supervisor.lending import REFUSED_S
 from shardnet.supervisor.lifecycle import Fleet
 from shardnet.supervisor.orders import Patience
-from shardnet.supervisor.slot import State
+from shardnet.supervisor.slot import DRAINERS_MAX, State
 
 BOOT_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 30.0
 DRAIN_SPREAD_S = 1.0
-PATIENCE = Patience(BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S, DRAIN_SPREAD_S)
+HANG_TIMEOUT_S = 20.0
+PATIENCE = Patience(BOOT_TIMEOUT_S, DRAIN_TIMEOUT_S, DRAIN_SPREAD_S, hang_timeout_s=HANG_TIMEOUT_S)
 KILLED = Ending(signum=signal.SIGKILL)
 A = TypeVar("A", bound=Action)
 
@@ -57,8 +53,19 @@ class Story:
         exporter: bool = False,
         random: Callable[[], float] = lambda: 0.5,
         renews: bool = False,
+        lends: bool = False,
+        shards_max: int | None = None,
     ) -> None:
-        self.make_fleet = partial(Fleet, shards, PATIENCE, exporter=exporter, random=random, renews=renews)
+        self.make_fleet = partial(
+            Fleet,
+            shards,
+            PATIENCE,
+            shards_max=shards_max,
+            exporter=exporter,
+            random=random,
+            renews=renews,
+            lends=lends,
+        )
         self.fleet = self.make_fleet()
         self.now_s = 1000.0
         self.done: list[Action] = []
@@ -102,15 +109,19 @@ def failed_app(child: int) -> Failed:
 
 def handed_over(state: FleetState) -> FleetState:
     """The state after its way through JSON."""
-    whole = SupervisorState(state, (), (), {}, {}, SupervisorCells(0, 1, 2, 3, 4, 5))
+    whole = SupervisorState(state, (), (), {}, {}, 0.0)
     return decode(json.loads(json.dumps(encode(whole)))).fleet
 
 
 class World:
     """Does what a fleet wants done, checks the laws after each turn, and lets chance decide the rest."""
 
-    def __init__(self, shards: int, *, exporter: bool, random: Callable[[], float], renews: bool = False) -> None:
-        self.make_fleet = partial(Fleet, shards, PATIENCE, exporter=exporter, random=random, renews=renews)
+    def __init__(
+        self, shards: int, *, shards_max: int, exporter: bool, random: Callable[[], float], renews: bool = False
+    ) -> None:
+        self.make_fleet = partial(
+            Fleet, shards, PATIENCE, shards_max=shards_max, exporter=exporter, random=random, renews=renews
+        )
         self.fleet = self.make_fleet()
         self.renewals = 0
         self.refuse_renewals = False
@@ -121,6 +132,8 @@ class World:
         self.came_up: set[int] = set()
         self.dying: set[int] = set()
         self.told_to_go: set[int] = set()
+        self.lent: dict[int, tuple[int, int]] = {}  # Borrower and shard of each loan that was not given back.
+        self.refused_s: dict[int, float] = {}  # When a child has last refused a loan.
         self.refuse_forks = False
         self.last_child = 0
         self.reloads_completed = 0
@@ -132,7 +145,10 @@ class World:
             if isinstance(event, Exited):
                 self.alive.pop(event.child, None)
                 self.dying.discard(event.child)
-                self.accepting.discard(event.child)
+                self.stop_accepting(event.child)
+            elif isinstance(event, LoanRefused):
+                if self.lent.pop(event.loan, None):
+                    self.refused_s[event.child] = self.now_s
             elif isinstance(event, Ready) and self.alive.get(event.child) is not None:
                 held = self.fleet_holds(event.child) or event.child in self.told_to_go
                 if event.child not in self.came_up and not held:
@@ -185,8 +201,15 @@ class World:
                 assert child in self.alive
             case Drain(child):
                 assert child in self.alive
-                self.accepting.discard(child)
+                self.stop_accepting(child)
                 self.told_to_go.add(child)
+            case Lend(child, shard, loan):
+                assert child in self.accepting
+                assert self.alive[child] != shard
+                assert loan not in self.lent
+                self.lent[loan] = (child, shard)
+            case GiveBack(child, loan):
+                assert self.lent.pop(loan)[0] == child
             case Ended(child, _, _, _, reason, _):
                 assert reason is None or not self.fleet_holds(child)
             case Finish():
@@ -194,7 +217,23 @@ class World:
             case _:
                 pass
 
+    def stop_accepting(self, child: int) -> None:
+        self.accepting.discard(child)
+        self.lent = {loan: terms for loan, terms in self.lent.items() if terms[0] != child}
+
+    def check_loans(self) -> None:
+        """Every listener on which something may be queued is read, by its own worker or by a sibling that can."""
+        able = [child for child in self.accepting if self.refused_s.get(child, -REFUSED_S) <= self.now_s - REFUSED_S]
+        for slot in self.fleet.slots:
+            borrowers = {child for child, shard in self.lent.values() if shard == slot.shard}
+            own = any(self.alive.get(child) == slot.shard for child in self.accepting)
+            assert borrowers == {loan.borrower for loan in slot.loans}
+            assert not (own and borrowers)
+            assert own or borrowers or not able or not slot.is_lendable
+
     def check(self) -> None:
+        if not self.fleet.stopping:
+            self.check_loans()
         for slot in self.fleet.slots:
             workers = slot.workers
             states = [worker.state for worker in workers]
@@ -205,9 +244,9 @@ class World:
             assert len(states) <= 3  # The board has so many rows for each shard.
             assert all(slot.shard == self.alive[worker.child] for worker in workers)
             assert sum(self.alive.get(child) == slot.shard for child in self.accepting) <= 1
-            waits = slot.fork_at_s > self.now_s or self.refuse_forks
+            waits = slot.fork_at_s > self.now_s or self.refuse_forks or slot.drainers >= DRAINERS_MAX or not slot.wanted
             assert self.fleet.stopping or State.SERVING in states or booting or waits
-        assert list(self.alive.values()).count(None) <= 1
+        assert list(self.alive.values()).count(None) <= (2 if self.renewals else 1)  # That of the last program ends.
         living = {self.generations[child] for child, shard in self.alive.items() if shard is not None}
         assert len(living) <= 2
         deadline_s = self.fleet.next_deadline_s()
@@ -231,8 +270,19 @@ def events_of(world: World, step: str, pick: int) -> list[Event]:
         "boot": Failed(child, "boot", "broken", ""),
         "leaving": Leaving(child),
         "reload": ReloadAsked(),
+        "upgrade": ReloadAsked(upgrade=True),
+        "scale": ScaleAsked(pick % (len(world.fleet.slots) + 1)),
         "misspoke": Misspoke(child),
+        "borrowed": Borrowed(child, pick),
+        "loan refused": LoanRefused(*_loan(world, pick), "out of descriptors"),
         "exit": Exited(child, Ending(status=pick % 2)),
         "kill": Exited(child, KILLED),
     }
     return [known[step]] if step in known else []
+
+
+def _loan(world: World, pick: int) -> tuple[int, int]:
+    """A loan, by its borrower and number."""
+    loans = sorted(world.lent)
+    number = loans[pick % len(loans)] if loans else pick
+    return (world.lent[number][0] if loans else pick), number

@@ -23,10 +23,10 @@ from collections.abc import Callable
 
 from shardnet import log
 from shardnet.board import Board
+from shardnet.catalogue.cells import declare_worker_metrics
 from shardnet.control import ControlEndpoint, Message
 from shardnet.errors import AppError
 from shardnet.listen import ListenerBank, open_metrics_listener, parse_tcp_address
-from shardnet.metrics import declare_worker_metrics
 from shardnet.seats import ExporterSeat, WorkerSeat
 from shardnet.supervisor.supervisor import NobodyServed, SupervisorOptions, supervise
 from shardnet.watcher.counters import LOOP_TURNS
@@ -147,7 +147,7 @@ def run_worker(seat: WorkerSeat, how: str) -> int:
         generation=seat.generation,
         incarnation=seat.incarnation,
         pid=os.getpid(),
-        fds=[*(listener.fileno() for listener in seat.listeners), seat.control.fileno(), seat.board.fd],
+        fds=[*(listener.fileno() for listener in seat.listeners), seat.control.fileno(), seat.board.fd, seat.stacks_fd],
         held=seat.held,
         signals_blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     )
@@ -188,7 +188,7 @@ def run_exporter(seat: ExporterSeat) -> int:
     say(
         said="exporter",
         pid=os.getpid(),
-        fds=[seat.listener.fileno(), seat.control.fileno(), seat.board.fd],
+        fds=[seat.listener.fileno(), seat.control.fileno(), seat.board.fd, seat.stacks_fd],
     )
     poll = select.poll()
     poll.register(seat.control.fileno(), select.POLLIN)

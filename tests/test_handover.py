@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from shardnet.errors import InternalError, SystemFault
-from shardnet.metrics import SupervisorCells
 from shardnet.supervisor.handover import ChildState, FleetState, SupervisorState, decode, encode
 from shardnet.supervisor.program import VARIABLE, Program, handed_over
-from shardnet.supervisor.slot import Slot, State, Worker
+from shardnet.supervisor.slot import Loan, Pulse, Slot, State, Worker
 
 PROJECT = Path(__file__).parent.parent
 
 
 def a_state(failure: tuple[str, str] | None = None) -> SupervisorState:
     """One in which every field says something."""
-    serving = Worker(7, State.SERVING, forked_s=1.5, generation=2, ready_s=2.5, asked=True)
+    serving = Worker(7, State.SERVING, forked_s=1.5, generation=2, ready_s=2.5, asked=True, stuck=True)
+    serving.pulse = Pulse(beat=1 << 60, turned_s=3.5, queued_s=4.5, stacks_asked_s=5.5)
     booting = Worker(9, State.BOOTING, forked_s=9.0, generation=2, kill_at_s=129.0, kill_why="boot timeout")
     draining = Worker(
         5, State.DRAINING, forked_s=0.5, generation=2, ready_s=0.75, asked=True, told=True, blamed=True, trouble="slow"
@@ -36,19 +36,20 @@ def a_state(failure: tuple[str, str] | None = None) -> SupervisorState:
             last_child=9,
             reload_began_s=10.25,
             announced=True,
+            lame_duck=True,
             failing_since_s=3.0,
             last_failure="shard 1: exit status 3",
             slots=(
                 Slot(0, [serving, booting, draining], was_ready=True),
-                Slot(1, [], failures=3, fork_at_s=11.5),
+                Slot(1, [], failures=3, fork_at_s=11.5, loans=[Loan(4, 7, 8.5, answered=True)]),
             ),
             exporter=Slot(None, [Worker(3, State.SERVING, 0.0, 1, ready_s=0.0)]),
         ),
-        children=(ChildState(7, 4711, 12), ChildState(9, 4713, 15)),
+        children=(ChildState(7, 4711, 12, 13), ChildState(9, 4713, 15, 16)),
         signals=(signal.SIGTERM, signal.SIGHUP),
         known={7: {"shard": 0, "generation": 2, "pid": 4711}, 3: {"role": "exporter", "pid": 4700}},
         rows={7: 3, 9: 5},
-        cells=SupervisorCells(0, 1, 2, 3, 5, 25),
+        lost_s=2.25,
         failure=failure,
     )
 
@@ -73,7 +74,7 @@ def test_state_of_a_fleet_without_an_exporter_comes_back() -> None:
         {"form": 0},
         {"fleet": {}},
         {"children": [{"pid": 1}]},
-        {"cells": None},
+        {"rows": {"x": 1}},
         {"known": {"x": {}}},
     ],
 )
@@ -165,9 +166,11 @@ def a_program(*arguments: str) -> Program:
     return Program(("-c", "print('shardnet 1.0')", *arguments), len(arguments), dict(os.environ), PROJECT)
 
 
-def test_program_is_checked_by_its_version() -> None:
+def test_program_is_asked_whether_it_understands_this_one() -> None:
     a_program("run", "app:handler").check("shardnet 1.0")
-    with pytest.raises(SystemFault, match=r"is now 'shardnet 1\.0', this server runs 'shardnet 0\.9': restart it"):
+    with pytest.raises(
+        SystemFault, match=r"cannot take over from this one \(it says 'shardnet 1\.0', not 'shardnet 0\.9'"
+    ):
         a_program("run").check("shardnet 0.9")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shardnet.exporter.http_pages import KEEP_ALIVE_MAX, HttpPages, Request, Response
+from shardnet.exporter.http_pages import HttpPages, Request, Response, Stage
 from tests.page_server import PageServer, serving
 
 SLOW_S = 0.05  # What is too slow, where the test is about slowness.
@@ -230,21 +230,9 @@ def test_pages_shrug_at_a_client_that_resets(begun: bytes) -> None:
     run(test)
 
 
-def test_pages_keep_no_more_than_so_many_clients() -> None:
-    """Law: while there are more than KEEP_ALIVE_MAX clients, an answer ends its connection; the others stay."""
-
+def test_pages_tell_how_far_a_client_is() -> None:
     async def test(server: PageServer) -> None:
-        clients = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(KEEP_ALIVE_MAX + 8)]
-        stayed = 0
-        for reader, writer in clients:
-            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-            if b"connection: close" not in (await reader.readuntil(b"host: a")).lower():
-                stayed += 1
-                continue
-            assert await reader.read() == b""
-            await server.ended.get()
-        assert stayed == KEEP_ALIVE_MAX
-        for _, writer in clients:
-            writer.close()
+        await converse(server, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", eof=True)
+        assert server.stages == [Stage.ASKING, Stage.FETCHING, Stage.IDLE]
 
     run(test)

@@ -34,44 +34,66 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "app": {"errors"},
     "check": {"app", "errors"},
     "seats": {"board", "control"},
-    "metrics": {"board", "errors"},
+    "catalogue": {"board", "errors"},
+    "metrics": {"board", "errors", "watcher"},
+    "ages": set(),
+    "garbage": set(),
+    "slowturns": {"log", "watcher"},
     "loop": {"watcher"},
     "connection": {"errors", "watcher"},
     "adapters": {"connection", "watcher"},
-    "server": {"adapters", "app", "connection", "errors", "log", "metrics", "watcher"},
+    "server": {"adapters", "ages", "app", "catalogue", "connection", "errors", "log", "watcher"},
+    "operatorsocket": {"errors", "listen"},
+    "asking": {"control", "errors", "operatorsocket"},
+    "health": {"asking", "config", "errors", "operatorsocket"},
+    "chaos": {"asking", "errors", "watcher"},
+    "memory": set(),
+    "top": {"asking", "board", "catalogue", "control", "errors", "memory"},
+    "tasks": set(),
+    "loans": {"control", "server", "watcher"},
     "worker": {
-        "app", "board", "connection", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher",
+        "app", "board", "catalogue", "connection", "control", "errors", "garbage", "loans", "log", "loop", "metrics",
+        "seats", "server", "slowturns", "tasks", "watcher",
     },
     "bench": {"childhood", "errors", "filelimit", "listen", "watcher"},
-    "exporter": {"app", "board", "control", "errors", "log", "loop", "metrics", "seats", "server", "watcher"},
+    "exporter": {
+        "app", "board", "catalogue", "connection", "control", "errors", "log", "loop", "memory", "seats", "server",
+        "watcher",
+    },
+    "exposing": {"config", "errors", "exporter", "holder", "listen", "log", "seats", "watcher", "__init__"},
     "sources": {"childhood", "errors", "log"},
     "preload": {"app", "childhood", "errors"},
-    "supervisor": {"board", "childhood", "control", "errors", "listen", "log", "metrics", "seats"},
-    "serve": {
-        "board", "config", "connection", "cpus", "errors", "exporter", "filelimit", "holder", "listen", "log",
-        "preload", "seats", "sources", "supervisor", "watcher", "worker", "__init__",
+    "supervisor": {
+        "board", "catalogue", "childhood", "control", "errors", "listen", "log", "memory", "operatorsocket", "seats",
     },
-    "cli": {"bench", "check", "config", "errors", "holder", "listen", "serve", "supervisor", "__init__"},
+    "serve": {
+        "board", "config", "connection", "cpus", "errors", "exposing", "filelimit", "listen", "log", "loop",
+        "operatorsocket", "preload", "seats", "sources", "supervisor", "watcher", "worker", "__init__",
+    },
+    "cli": {
+        "asking", "bench", "chaos", "check", "config", "errors", "health", "holder", "listen", "operatorsocket",
+        "serve", "supervisor", "top", "__init__",
+    },
     "testing": {
-        "app", "connection", "control", "errors", "log", "loop", "metrics", "server", "supervisor", "watcher",
+        "app", "catalogue", "connection", "control", "errors", "log", "loop", "server", "supervisor", "watcher",
     },
     "__init__": {"app", "compiled", "connection", "watcher"},
-    "__main__": {"cli", "errors"},
+    "__main__": {"cli", "errors", "health"},
 }  # fmt: skip
 
 # The modules of the watcher, from the bottom up: each may import those before it.
 WATCHER: Final = (
-    "_sys", "_sockets", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "engine",
+    "_sys", "_sockets", "counters", "timers", "pollers", "endpoint", "hooks", "listener", "meter", "engine",
     "owner", "swap", "operations", "queued", "channel", "connections", "borrowed", "statistics", "watcher", "__init__",
 )  # fmt: skip
 
 # Libraries that a worker or the supervisor must not pay for: part by part, who may import them.
 HEAVY: Final = {
     "click": {"cli"},
+    "curses": {"top"},
     "h11": {"exporter"},
     "msgspec": {"config"},
-    "prometheus_client": {"exporter"},
-    "psutil": {"holder"},
+    "psutil": {"exporter", "holder"},
     "pytest": {"testing"},
     "watchfiles": {"sources"},
 }
@@ -147,8 +169,10 @@ def test_module_of_the_watcher_imports_only_what_lies_below(path: Path) -> None:
         ("shardnet.testing.plugin", {"shardnet.testing.serving", "shardnet.testing.sharded", "shardnet.server"}),
         ("shardnet.testing.serving", set(HEAVY)),
         ("shardnet.testing.sharded", {"asyncio", "shardnet.server", *HEAVY}),
+        ("shardnet.health", {"asyncio", "ssl", "shardnet.config", "shardnet.asking", *HEAVY}),
+        ("shardnet.top.looking", {"asyncio", "shardnet.supervisor", "shardnet.config", *HEAVY}),
         ("shardnet.bench", {"asyncio", "shardnet.connection", "shardnet.board", *HEAVY}),
-        ("shardnet.cli", {"h11", "prometheus_client", "psutil", "shardnet.bench"}),
+        ("shardnet.cli", {"h11", "psutil", "shardnet.bench", "shardnet.chaos", "shardnet.top"}),
     ],
 )
 def test_importing_a_part_does_not_load(module: str, unwanted: set[str]) -> None:

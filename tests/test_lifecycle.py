@@ -10,36 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardnet.errors import ExitCode
-from shardnet.supervisor.events import (
+from shardnet.supervisor.actions import (
     CloseListeners,
     Drain,
     Ended,
-    Ending,
-    Exited,
-    Failed,
     Finish,
     Fork,
-    ForkFailed,
     Kill,
-    Leaving,
-    Misspoke,
     Promoted,
-    Ready,
-    Reason,
     Respawn,
     Serving,
-    StopAsked,
     Stopping,
 )
+from shardnet.supervisor.events import Ending, Exited, Failed, ForkFailed, Leaving, Misspoke, Ready, Reason, StopAsked
 from shardnet.supervisor.lifecycle import (
-    EXPORTER_STOP_S,
     FAILED_EXIT_S,
     HEALTHY_S,
-    REAP_S,
     UNSERVED_S,
 )
 from shardnet.supervisor.orders import BOOT_STOP_S, KILL_GRACE_S
 from shardnet.supervisor.slot import NEXT, Cue, State, backoff_s
+from shardnet.supervisor.stop import EXPORTER_STOP_S, REAP_S
 from tests.fleet_kit import (
     BOOT_TIMEOUT_S,
     DRAIN_SPREAD_S,
@@ -197,6 +188,7 @@ def test_fork_that_fails_is_a_failed_attempt() -> None:
     assert story.sleep() == [Fork(4, 0, 1)]
 
 
+@pytest.mark.fault("F34")
 def test_child_that_speaks_rubbish_is_killed_and_counted_as_a_crash() -> None:
     story = Story()
     story.boot()
@@ -496,7 +488,21 @@ def test_ending_says_how(ending: Ending, how: str) -> None:
     assert str(ending) == how
 
 
-STEP_NAMES = ["ready", "ready", "app", "boot", "leaving", "misspoke", "exit", "kill", "die", "refuse"]
+STEP_NAMES = [
+    "ready",
+    "ready",
+    "app",
+    "boot",
+    "leaving",
+    "misspoke",
+    "borrowed",
+    "loan refused",
+    "scale",
+    "exit",
+    "kill",
+    "die",
+    "refuse",
+]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(STEP_NAMES),
@@ -526,7 +532,7 @@ def test_fleet_keeps_its_laws_whatever_happens(
 ) -> None:
     """One worker serves a slot at a time; nothing is forked once a stop has begun; a stop always ends, also if no
     child does anything about it and one does not even die when killed."""
-    world = World(shards, exporter=exporter, random=lambda: jitter)
+    world = World(shards, shards_max=3, exporter=exporter, random=lambda: jitter)
     world.turn()
     for step, pick, after_s in steps:
         world.now_s += after_s

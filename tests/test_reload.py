@@ -9,38 +9,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardnet.errors import ExitCode
-from shardnet.supervisor.events import (
+from shardnet.supervisor.actions import (
     CloseListeners,
     Drain,
     Ended,
-    Ending,
-    Exited,
     Finish,
     Fork,
-    ForkFailed,
     Kill,
-    Leaving,
-    Misspoke,
     Promoted,
-    Ready,
-    Reason,
-    ReloadAsked,
     ReloadBegan,
     Reloaded,
     ReloadFailed,
     ReloadWaits,
     Renew,
-    RenewalFailed,
-    Renewed,
     Respawn,
     Serve,
     Serving,
-    StopAsked,
     Stopping,
 )
-from shardnet.supervisor.lifecycle import EXPORTER_STOP_S, REAP_S
-from shardnet.supervisor.orders import BOOT_STOP_S, KILL_GRACE_S
-from shardnet.supervisor.reload import DISCARD_S
+from shardnet.supervisor.events import (
+    Ending,
+    Exited,
+    ForkFailed,
+    Leaving,
+    Misspoke,
+    Ready,
+    Reason,
+    ReloadAsked,
+    RenewalFailed,
+    Renewed,
+    StopAsked,
+)
+from shardnet.supervisor.orders import BOOT_STOP_S, DISCARD_S, KILL_GRACE_S
+from shardnet.supervisor.stop import EXPORTER_STOP_S, REAP_S
 from tests.fleet_kit import (
     BOOT_TIMEOUT_S,
     DRAIN_SPREAD_S,
@@ -383,14 +384,47 @@ def test_renewing_fleet_asks_for_a_program_before_it_forks_a_generation() -> Non
     story = Story(2, exporter=True, renews=True)
     story.boot()
     assert story.turn(ReloadAsked()) == [Renew()]
-    assert story.renew(Renewed()) == [ReloadBegan(2), Fork(4, 0, 2, held=True), Fork(5, 1, 2, held=True)]
-    actions = story.turn(Ready(4), Ready(5), after_s=2.0)
+    drain, began, exporter, *held = story.renew(Renewed())
+    assert drain == Drain(3, EXPORTER_STOP_S)  # The exporter is of the program that was.
+    assert began == ReloadBegan(2)
+    assert exporter == Fork(4, None, 1)
+    assert held == [Fork(5, 0, 2, held=True), Fork(6, 1, 2, held=True)]
+    actions = story.turn(Ready(5), Ready(6), Exited(3, ENDED_WELL), after_s=2.0)
     assert of(Reloaded, actions) == [Reloaded(2, 2.0)]
     assert of(Serving, actions) == []
     assert {drain.child for drain in of(Drain, actions)} == {1, 2}
     story.turn(Exited(1, ENDED_WELL), Exited(2, ENDED_WELL))
     assert story.turn(ReloadAsked()) == [Renew()]
-    assert story.renew(Renewed())[0] == ReloadBegan(3)
+    assert of(ReloadBegan, story.renew(Renewed())) == [ReloadBegan(3)]
+
+
+def test_upgrade_is_a_reload_that_starts_with_a_new_program() -> None:
+    story = Story(2)
+    story.boot()
+    assert story.turn(ReloadAsked(upgrade=True)) == [Renew()]
+    assert story.renew(Renewed())[0] == ReloadBegan(2)
+    story.turn(*(Ready(fork.child) for fork in of(Fork, story.done) if fork.held))
+    story.turn(Exited(1, ENDED_WELL), Exited(2, ENDED_WELL))
+    assert story.turn(ReloadAsked())[0] == ReloadBegan(3)  # The next one is an ordinary one.
+
+
+def test_upgrade_that_is_refused_leaves_everything_as_it_was() -> None:
+    story = Story(2)
+    story.boot()
+    story.turn(ReloadAsked(upgrade=True))
+    assert of(ReloadFailed, story.turn(RenewalFailed("it does not start", ""))) == [
+        ReloadFailed(1, "it does not start", "")
+    ]
+    assert story.states() == ["serving", "serving"]
+
+
+def test_upgrade_that_is_asked_for_while_a_reload_is_under_way_follows_it() -> None:
+    story = Story(1)
+    story.boot()
+    story.turn(ReloadAsked())
+    assert of(Renew, story.turn(ReloadAsked(upgrade=True))) == []
+    story.turn(Ready(2))
+    assert of(Renew, story.turn(Exited(1, ENDED_WELL))) == [Renew()]
 
 
 def test_renewed_fleet_wants_to_plan_at_once() -> None:
@@ -494,7 +528,8 @@ def test_quick_stop_during_a_reload_kills_both_generations() -> None:
 # Laws.
 
 STEP_NAMES = (
-    "reload", "reload", "up", "up", "ready", "ready", "app", "boot", "leaving", "misspoke", "exit", "exit", "kill",
+    "reload", "reload", "up", "up", "ready", "ready", "app", "boot", "leaving", "misspoke", "borrowed",
+    "loan refused", "scale", "scale", "upgrade", "exit", "exit", "kill",
     "die", "refuse", "refuse renewal",
 )  # fmt: skip
 STEPS = st.lists(
@@ -515,7 +550,7 @@ def test_fleet_keeps_its_laws_through_reloads(
     """The laws that `World` checks after each turn: at most two generations live; no slot has two workers that accept,
     or none without one that boots or waits for its turn; held workers never accept, and their ends are no restarts. A
     stop always ends; and left alone in a world that works, every fleet gets to serve whole, in its last generation."""
-    world = World(shards, exporter=exporter, random=lambda: jitter, renews=renews)
+    world = World(shards, shards_max=3, exporter=exporter, random=lambda: jitter, renews=renews)
     world.turn()
     for step, pick, after_s in steps:
         world.now_s += after_s

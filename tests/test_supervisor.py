@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from shardnet.catalogue.families import LOOP_TURNS, SHARD_RESTARTS, SHARD_STATE, SHARDS_CONFIGURED
 from shardnet.listen import AddressHeld, ListenerBank, parse_address
-from shardnet.metrics import LOOP_TURNS, SHARD_RESTARTS, SHARD_STATE, SHARDS_CONFIGURED
 from tests.supervising import Run, Supervised, fd_targets, running, value, wait_gone
 
 pytestmark = pytest.mark.process
@@ -217,6 +217,7 @@ def test_worker_that_cannot_be_watched_is_ended_and_tried_again(run: Run) -> Non
     assert children == [str(workers[0]["pid"])]
 
 
+@pytest.mark.fault("F34")
 def test_worker_that_speaks_rubbish_is_replaced(run: Run) -> None:
     supervised = run()
     supervised.serving()
@@ -274,7 +275,7 @@ def audit(supervised: Supervised) -> None:
         targets = fd_targets(child["pid"])
         assert sorted(targets) == sorted({0, 1, 2, *child["fds"]}), f"{child}: {targets}"
         for fd in child["fds"]:
-            assert targets[fd].startswith(("socket:", "/memfd:shardnet-board"))
+            assert targets[fd].startswith(("socket:", "pipe:", "/memfd:shardnet-board"))
             if targets[fd].startswith("socket:"):
                 assert owners.setdefault(targets[fd], child["pid"]) == child["pid"]
     assert len(owners) == 4 * 3 + 2
@@ -322,6 +323,7 @@ def test_supervisor_reaps_orphans(run: Run) -> None:
     assert supervised.ask()["shard"] == 0
 
 
+@pytest.mark.fault("F68")
 def test_forking_with_threads_is_warned_of_once(run: Run) -> None:
     supervised = run("--shards", "2", "--thread", warnings="ignore")
     supervised.serving()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shardnet.metrics import GENERATION, RELOADS, RESTART_REASONS, SHARD_RESTARTS
+from shardnet.catalogue.families import GENERATION, RELOADS, SHARD_RESTARTS, UNASKED_REASONS
 from tests.supervising import Run, Supervised, fd_targets, running, value
 
 pytestmark = pytest.mark.process
@@ -75,7 +75,7 @@ def test_generation_that_does_not_come_up_is_discarded_with_one_error(run: Run, 
     wait_ended(supervised, 6)
     assert supervised.ask()["generation"] == 3
     for shard in "012":
-        assert not any(value(supervised, SHARD_RESTARTS, shard=shard, reason=reason) for reason in RESTART_REASONS)
+        assert not any(value(supervised, SHARD_RESTARTS, shard=shard, reason=reason) for reason in UNASKED_REASONS)
     assert supervised.stop() == 0
     assert re.search(rf'error supervisor event="reload failed: {why}, generation 1 keeps serving"', line), line
     assert len([line for line in supervised.log if " error " in line]) == 1

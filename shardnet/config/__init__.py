@@ -2,7 +2,7 @@
 all of it is shown (`render`)."""
 
 from shardnet.config.layers import FILE_NAME, PYPROJECT, Origin, Resolved, Source, resolve
-from shardnet.config.settings import AUTO, DASH, OFF, Group, Settings
+from shardnet.config.settings import AUTO, DASH, OFF, Group, Settings, changed
 from shardnet.config.values import SETTINGS, Kind, Setting, Unfit
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "Settings",
     "Source",
     "Unfit",
+    "changed",
     "resolve",
 ]

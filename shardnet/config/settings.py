@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-__all__ = ["AUTO", "DASH", "OFF", "UNITS", "Group", "Settings", "key_of"]
+__all__ = ["AUTO", "DASH", "OFF", "UNITS", "Group", "Settings", "changed", "key_of"]
 
 AUTO: Final = "auto"
 OFF: Final = "off"
@@ -58,6 +58,11 @@ def _about(
     return Meta(description=help_, extra=extra)
 
 
+def changed(settings: Settings, **values: object) -> Settings:
+    """The same settings, but for these."""
+    return msgspec.structs.replace(settings, **values)
+
+
 def key_of(name: str) -> str:
     """A setting's name without its unit."""
     for suffix in UNITS:
@@ -92,6 +97,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     app_dir: Annotated[
         _Text, _about(Group.APP, "Where to look for the app's module first.", "DIR", expected="a folder", folder=True)
     ] = "."
+    name: Annotated[
+        Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,60}$")] | None,
+        _about(
+            Group.APP,
+            "For `shardnet status` and others; not set: the module.",
+            "NAME",
+            expected="letters, digits, and _ . -",
+            example="chat",
+        ),
+    ] = None
     bind: Annotated[
         tuple[_Text, ...],
         Meta(min_length=1),
@@ -131,12 +146,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=_SHARDS_MAX)] | Literal["auto"],
         _about(Group.WORKERS, "Shards, a worker process each; auto: one for each usable CPU.", "N"),
     ] = "auto"
+    steering: Annotated[
+        Literal["hash", "random", "cpu", "source", "least"],
+        _about(Group.WORKERS, "Which shard gets a TCP connection.", "HOW"),
+    ] = "hash"
+    pin: Annotated[bool, _about(Group.WORKERS, "Bind each worker to a CPU of its own.")] = False
+    max_workers: Annotated[
+        Annotated[int, Meta(ge=1, le=_SHARDS_MAX)] | Literal["auto"],
+        _about(Group.WORKERS, "What it may be scaled to; auto: workers or CPUs.", "N"),
+    ] = "auto"
     preload: Annotated[bool, _about(Group.WORKERS, "Import the app once, before forking, and anew at each reload.")] = (
         False
     )
     boot_timeout_s: Annotated[
         _Patience, _about(Group.WORKERS, "What a worker may take to import the app and start up.")
     ] = 120.0
+    hang_timeout_s: Annotated[
+        _Patience | Literal["off"],
+        _about(Group.WORKERS, "A worker that hangs for so long is replaced.", "SECONDS"),
+    ] = 30.0
+    slow_turn_s: Annotated[
+        Annotated[float, Meta(ge=0.001, le=86400.0)] | Literal["off"],
+        _about(Group.WORKERS, "Log what holds a worker's loop for longer.", "SECONDS"),
+    ] = 0.1
+    worker_lifetime_s: Annotated[
+        _Patience | Literal["off"],
+        _about(Group.WORKERS, "A worker is replaced after so long.", "SECONDS"),
+    ] = "off"
+    worker_max_memory_bytes: Annotated[
+        Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | Literal["off"],
+        _about(
+            Group.WORKERS,
+            "A worker with more memory than this is replaced.",
+            "BYTES",
+        ),
+    ] = "off"
     max_connections: Annotated[
         _Count | Literal["auto"],
         _about(Group.LIMITS, "Open connections per worker; auto: what the file limit allows.", "N"),
@@ -150,7 +194,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     write_stall_s: Annotated[
         _Patience, _about(Group.LIMITS, "A peer that takes no byte of ours for so long is reset.")
     ] = 30.0
-    drain_timeout_s: Annotated[_Wait, _about(Group.STOPPING, "How long connections may take to end.")] = 30.0
+    drain_timeout_s: Annotated[_Wait, _about(Group.STOPPING, "How long connections may take to end; as PID 1: 8.")] = (
+        30.0
+    )
     drain_spread_s: Annotated[
         _Wait, _about(Group.STOPPING, "A reload ends idle connections over so long, not at once.")
     ] = 1.0
@@ -163,6 +209,50 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             expected="HOST:PORT or off",
         ),
     ] = "127.0.0.1:9464"
+    metrics_tls_cert: Annotated[
+        _Text | None,
+        _about(
+            Group.METRICS,
+            "Serve these over TLS with this certificate.",
+            "FILE",
+            expected="a path",
+            example="/etc/shardnet/metrics.crt",
+        ),
+    ] = None
+    metrics_tls_key: Annotated[
+        _Text | None,
+        _about(
+            Group.METRICS,
+            "Its key; not set: in the same file.",
+            "FILE",
+            expected="a path",
+            example="/etc/shardnet/metrics.key",
+        ),
+    ] = None
+    metrics_client_ca: Annotated[
+        _Text | None,
+        _about(
+            Group.METRICS,
+            "/metrics and /healthz need a certificate by this authority.",
+            "FILE",
+            expected="a path",
+            example="/etc/shardnet/clients.crt",
+        ),
+    ] = None
+    metrics_token_file: Annotated[
+        _Text | None,
+        _about(
+            Group.METRICS,
+            "/metrics and /healthz need the bearer token in this file.",
+            "FILE",
+            expected="a path",
+            example="/etc/shardnet/metrics.token",
+        ),
+    ] = None
+    ready_min_shards: Annotated[
+        Annotated[int, Meta(ge=1, le=_SHARDS_MAX)] | Literal["all"],
+        _about(Group.METRICS, "/readyz says yes when so many shards serve; all: every one.", "N"),
+    ] = 1
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about(Group.LOGS, "The least that is worth a line.", "LEVEL")
     ] = "info"

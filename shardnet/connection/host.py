@@ -44,6 +44,9 @@ class Host:
     def closed(self, conn: Any, reason: CloseReason, error: BaseException | None) -> None:
         """`conn` has ended."""
 
+    def lingered_out(self, conn: Any) -> None:
+        """The peer of `conn`, which we have closed, did not end its stream in time."""
+
     def keep(self, task: asyncio.Task[Any], conn: Any) -> None:
         """Keep `task`, in which the handler of `conn` runs, and when it is done, call `conn.end_with(task)`."""
 

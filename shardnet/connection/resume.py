@@ -144,7 +144,7 @@ class Waiter:
         wake_up, self._wake_up = self._wake_up, None
         driver = self._driver
         if driver is not None and driver.resume(self, context):
-            self._wake_up = wake_up  # Parked again.
+            self._wake_up, self._context = wake_up, context  # Parked again.
             return
         try:
             call_in(context, wake_up, finished)

@@ -305,6 +305,7 @@ class Stream(HookEndpoint):
 
     def _on_linger_over(self) -> None:
         self._put_aside().timer = None
+        self._host.lingered_out(self)
         self._end(self._reason)
 
     def _discard(self, size: int) -> None:

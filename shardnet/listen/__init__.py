@@ -18,11 +18,12 @@ from shardnet.listen.address import (
     parse_address,
     parse_tcp_address,
 )
-from shardnet.listen.bank import ListenerBank
+from shardnet.listen.bank import HAND_OVER_VERSION, ListenerBank
 from shardnet.listen.options import SocketOptions
 from shardnet.listen.tcp import open_metrics_listener
 
 __all__ = [
+    "HAND_OVER_VERSION",
     "Address",
     "AddressHeld",
     "InheritedAddress",

@@ -23,6 +23,9 @@ EXAMPLE: Final = (
     "write HOST:PORT, for example 127.0.0.1:9000, [::1]:9000, :9000 for every IPv4 interface, "
     "or *:9000 for IPv6 as well; or unix:/run/app.sock; or fd://3"
 )
+ADDRESSES_MAX: Final = (
+    250  # A shard's listeners must fit one packet of a control channel, which brings 253 descriptors.
+)
 TCP_EXAMPLE: Final = "write HOST:PORT, for example 127.0.0.1:9000, [::1]:9000, or :9000 for every IPv4 interface"
 
 
@@ -117,9 +120,11 @@ def parse_tcp_address(text: str) -> TcpAddress:
 
 
 def refuse_overlap(addresses: Sequence[Address]) -> None:
-    """Raises `UsageError` when there is no address, or two that get in each other's way."""
+    """Raises `UsageError` when there is no address, too many, or two that get in each other's way."""
     if not addresses:
         raise UsageError(f"no address to listen on: {EXAMPLE}")
+    if len(addresses) > ADDRESSES_MAX:
+        raise UsageError(f"{len(addresses)} addresses to listen on: at most {ADDRESSES_MAX} are possible")
     for index, address in enumerate(addresses):
         for other in addresses[:index]:
             if address == other and not (isinstance(address, TcpAddress) and address.port == 0):

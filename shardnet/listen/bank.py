@@ -13,7 +13,7 @@ from shardnet.errors import InternalError
 from shardnet.listen.address import Address, InheritedAddress, TcpAddress, UnixAddress, parse_address, refuse_overlap
 from shardnet.listen.inherited import adopt
 from shardnet.listen.options import SocketOptions
-from shardnet.listen.tcp import backlog_granted, open_tcp
+from shardnet.listen.tcp import backlog_granted, open_tcp, queue_length, queue_of
 from shardnet.listen.unix import BoundPath, open_unix
 
 HAND_OVER_VERSION: Final = 1
@@ -145,6 +145,23 @@ class ListenerBank:
     def listeners(self, shard: int) -> tuple[socket.socket, ...]:
         """The shard's listeners, one per address, in the order of `addresses`. A shared one is in every shard's."""
         return tuple(group.listener(shard) for group in self._groups)
+
+    def own_listeners(self, shard: int) -> dict[int, socket.socket]:
+        """Those of the shard's listeners that no other shard has, by the index of their address."""
+        groups = enumerate(self._groups)
+        return {index: group.sockets[shard] for index, group in groups if not group.shared}
+
+    def waiting(self, shard: int) -> int:
+        """How many connections wait to be accepted at the shard's own listeners."""
+        return sum(map(queue_length, self.own_listeners(shard).values()))
+
+    def queues(self, shard: int) -> list[tuple[int, int]]:
+        """How many connections wait at each of the shard's listeners, and how many may; (0, 0) where the kernel does
+        not say, as for unix sockets. A listener that all shards share counts for the first."""
+        return [
+            queue_of(sock) if sock.family != socket.AF_UNIX and (shard == 0 or not group.shared) else (0, 0)
+            for group, sock in zip(self._groups, self.listeners(shard), strict=True)
+        ]
 
     def close(self) -> None:
         """Close every listener and lock, and remove the unix paths that are still ours. May be called again.

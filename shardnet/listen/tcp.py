@@ -20,9 +20,10 @@ from shardnet.listen.lock import take_lock
 from shardnet.listen.options import SocketOptions
 
 METRICS_BACKLOG: Final = 128
-# struct tcp_info of a listening socket: tcpi_sacked, at this offset, is the length its accept queue may have.
+# struct tcp_info of a listening socket: at these offsets tcpi_unacked is the length of its accept queue, and
+# tcpi_sacked what that may become.
 TCP_INFO_BYTES: Final = 104
-TCP_INFO_SACKED: Final = struct.Struct("28xI")
+TCP_INFO_QUEUE: Final = struct.Struct("24xII")
 
 
 def open_tcp(
@@ -84,9 +85,20 @@ def set_tcp_options(sock: socket.socket, options: SocketOptions) -> None:
 
 def backlog_granted(sock: socket.socket) -> int:
     """How many connections may wait in a listener's queue."""
+    return queue_of(sock)[1]
+
+
+def queue_length(sock: socket.socket) -> int:
+    """How many connections wait in a TCP listener's queue."""
+    return queue_of(sock)[0]
+
+
+def queue_of(sock: socket.socket) -> tuple[int, int]:
+    """How many connections wait in a TCP listener's queue, and how many may. (tcp(7), TCP_INFO: on a listener, the
+    fields tcpi_unacked and tcpi_sacked.)"""
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-    backlog: int = TCP_INFO_SACKED.unpack_from(info)[0]
-    return backlog
+    length, granted = TCP_INFO_QUEUE.unpack_from(info)
+    return length, granted
 
 
 def _bind(address: TcpAddress, *, reuse_port: bool) -> socket.socket:

@@ -9,7 +9,7 @@ Lives here: the shape of a line, writing it, files and their rotation. Must not 
 """
 
 from shardnet.log.access import AccessLog, access_log
-from shardnet.log.logger import Log, LogHandler, LogOptions, get_logger, reopen, set_level, set_up
+from shardnet.log.logger import Log, LogHandler, LogOptions, get_logger, level, reopen, set_level, set_up
 from shardnet.log.ratelimit import RateLimit
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "RateLimit",
     "access_log",
     "get_logger",
+    "level",
     "reopen",
     "set_level",
     "set_up",

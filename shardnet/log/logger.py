@@ -44,14 +44,17 @@ class Log:
     def warning(self, event: str, /, **fields: object) -> None:
         self._log(logging.WARNING, event, fields, None)
 
-    def error(self, event: str, exception: BaseException | None = None, /, **fields: object) -> None:
-        """Log an error; the exception's traceback, if one is given, goes with it."""
-        self._log(logging.ERROR, event, fields, exception)
+    def error(self, event: str, trouble: BaseException | str | None = None, /, **fields: object) -> None:
+        """Log an error; with it goes the traceback of an exception, or a text that looks like one."""
+        self._log(logging.ERROR, event, fields, trouble)
 
-    def _log(self, level: int, event: str, fields: dict[str, object], exception: BaseException | None) -> None:
+    def _log(self, level: int, event: str, fields: dict[str, object], trouble: BaseException | str | None) -> None:
         if self._logger.isEnabledFor(level):
-            extra = {"shardnet_fields": self._fields | fields}
-            self._logger.log(level, "%s", event, exc_info=exception, extra=extra)
+            extra: dict[str, object] = {"shardnet_fields": self._fields | fields}
+            if isinstance(trouble, str):
+                extra["shardnet_traceback"] = trouble
+                trouble = None
+            self._logger.log(level, "%s", event, exc_info=trouble, extra=extra)
 
 
 def get_logger(who: str, **fields: object) -> Log:
@@ -88,6 +91,11 @@ def set_level(level: str) -> None:
     if level not in LEVELS_TO_CHOOSE:
         raise UsageError(f"log level {level!r} is none of {', '.join(LEVELS_TO_CHOOSE)}")
     logging.getLogger(ROOT).setLevel(level.upper())
+
+
+def level() -> str:
+    """What `set_level` was told last."""
+    return logging.getLevelName(logging.getLogger(ROOT).level).lower()
 
 
 def reopen() -> None:
@@ -154,7 +162,7 @@ class LogHandler(logging.Handler):
         who = record.name.removeprefix(f"{ROOT}.")
         level = LEVELS.get(record.levelname, record.levelname.lower())
         fields: dict[str, Any] = getattr(record, "shardnet_fields", {})
-        traceback = ""
+        traceback: str = getattr(record, "shardnet_traceback", "")
         if record.exc_info and record.exc_info[1] is not None:
             traceback = logging.Formatter().formatException(record.exc_info)
         return self.shape(record.created, level, who, record.getMessage(), fields, traceback)

@@ -16,7 +16,7 @@ from shardnet.control import ControlEndpoint
 from shardnet.errors import InternalError
 from shardnet.listen import ListenerBank
 from shardnet.seats import ExporterSeat, WorkerSeat
-from shardnet.supervisor.events import Fork
+from shardnet.supervisor.actions import Fork
 from shardnet.supervisor.system import System
 
 __all__ = ["Crew"]
@@ -28,13 +28,12 @@ class Crew:
 
     bank: ListenerBank
     board: Board
-    shards: int
     run_worker: Callable[[WorkerSeat], int]
     exporter: tuple[Callable[[ExporterSeat], int], socket.socket] | None  # What it runs, and its listener.
     worker_fds: Collection[int] = ()  # What every worker keeps besides its seat.
 
-    def fork_worker(self, system: System, fork: Fork, shard: int, row: int) -> int:
-        """Fork one with this row of the board; its pid."""
+    def fork_worker(self, system: System, fork: Fork, shard: int, row: int, *, shard_count: int) -> int:
+        """Fork one with this row of the board, to be one of so many; its pid."""
 
         def enter() -> Collection[int]:
             self.bank.close_in_child(shard)
@@ -43,17 +42,18 @@ class Crew:
             listeners = (listener.fileno() for listener in self.bank.listeners(shard))
             return {self.board.fd, *listeners, *self.worker_fds}
 
-        def main(control: ControlEndpoint) -> int:
+        def main(control: ControlEndpoint, stacks_fd: int) -> int:
             self.board.row(row).publish_pid(os.getpid())
             seat = WorkerSeat(
                 shard=shard,
-                shard_count=self.shards,
+                shard_count=shard_count,
                 generation=fork.generation,
                 incarnation=fork.child,
                 listeners=self.bank.listeners(shard),
                 control=control,
                 board=self.board,
                 row=row,
+                stacks_fd=stacks_fd,
                 held=fork.held,
             )
             return self.run_worker(seat)
@@ -70,7 +70,7 @@ class Crew:
             self.bank.close_in_child(None)
             return {self.board.fd, listener.fileno()}
 
-        def main(control: ControlEndpoint) -> int:
-            return run_exporter(ExporterSeat(listener, control, self.board))
+        def main(control: ControlEndpoint, stacks_fd: int) -> int:
+            return run_exporter(ExporterSeat(listener, control, self.board, stacks_fd))
 
         return system.fork(fork.child, enter, main)

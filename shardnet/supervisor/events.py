@@ -1,4 +1,4 @@
-"""What happens to a fleet, and what it wants done: the two vocabularies between `lifecycle` and the rest.
+"""What happens to a fleet: the vocabulary in which `lifecycle` is told; in that of `actions` it answers.
 
 A child is spoken of by its number, never reused, unlike a pid. Values only; nothing here does anything.
 """
@@ -9,47 +9,40 @@ import enum
 import signal
 from dataclasses import dataclass
 
-from shardnet.errors import ExitCode
-
 __all__ = [
-    "Action",
-    "CloseListeners",
-    "Drain",
-    "Ended",
+    "Borrowed",
     "Ending",
     "Event",
     "Exited",
     "Failed",
-    "Finish",
-    "Fork",
     "ForkFailed",
-    "Kill",
+    "KeepOutAsked",
+    "LameDuckAsked",
     "Leaving",
+    "LoanRefused",
     "Misspoke",
-    "Promoted",
     "Ready",
     "Reason",
     "ReloadAsked",
-    "ReloadBegan",
-    "ReloadFailed",
-    "ReloadWaits",
-    "Reloaded",
-    "Renew",
     "RenewalFailed",
     "Renewed",
-    "Respawn",
-    "Serve",
-    "Serving",
+    "ScaleAsked",
+    "Seen",
     "StopAsked",
-    "Stopping",
+    "Weighed",
 ]
 
 
 class Reason(enum.Enum):
-    """Why a worker ended that nobody had asked to: the `reason` of the restart."""
+    """Why a worker was replaced, or ended: the `reason` of the restart. The first three were not asked to."""
 
     CRASH = "crash"  # It exited, with whatever status; or the supervisor had lost patience with it.
     SIGNAL = "signal"
+    HANG = "hang"  # Its loop did not turn, and the supervisor killed it for that.
+    MEMORY = "memory"
+    LIFETIME = "lifetime"
+    ASKED = "asked"  # By an operator, with TERM or a command; or its app has given up.
+    RELOAD = "reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +112,23 @@ class ForkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The worker's heartbeat is this now, and connections wait at its listeners, or not."""
+
+    child: int
+    beat: int
+    queued: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """The worker has so much memory: its proportional set size."""
+
+    child: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Stop gracefully, or, if `quick` or asked again, at once."""
 
@@ -127,7 +137,31 @@ class StopAsked:
 
 @dataclass(frozen=True, slots=True)
 class ReloadAsked:
-    """Put a new generation of workers in the place of the one that serves."""
+    """Put a new generation of workers in the place of the one that serves; if `upgrade`, forked by a new program."""
+
+    upgrade: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleAsked:
+    """Serve so many shards from now on."""
+
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOutAsked:
+    """Let this shard's worker drain, and fork none for it until somebody says otherwise; or say so."""
+
+    shard: int
+    out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LameDuckAsked:
+    """Say that the server is not ready, and serve on; or say so no longer."""
+
+    on: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,160 +177,39 @@ class RenewalFailed:
     detail: str
 
 
-Event = Ready | Failed | Leaving | Misspoke | Exited | ForkFailed | StopAsked | ReloadAsked | Renewed | RenewalFailed
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """The worker accepts on what it was lent."""
 
-
-# Actions: what is to be done, in this order.
+    child: int
+    loan: int
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
-    """Start a child under this number. `shard` None: the exporter. `held`: it is to come up, and not yet to accept."""
+class LoanRefused:
+    """The worker could not take what it was lent, or could not be sent it."""
 
     child: int
-    shard: int | None
-    generation: int
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """Tell the child, which was held, to accept from now on."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Tell the child to finish what it has and to exit, within this time. It may spread the first `spread_s` of it over
-    its idle connections, so that their clients do not all come back at once. `succeeded`: another one accepts on its
-    listeners by now, and serves what is queued."""
-
-    child: int
-    timeout_s: float
-    spread_s: float = 0.0
-    succeeded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Send the child a signal."""
-
-    child: int
-    signum: signal.Signals
+    loan: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """For the record: the worker has come up, `boot_s` after its fork, and serves its shard unless it is held."""
-
-    child: int
-    shard: int
-    boot_s: float
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """For the record: the child is gone. `reason` None: somebody had asked it to go."""
-
-    child: int
-    shard: int | None
-    ending: Ending
-    ran_s: float
-    reason: Reason | None
-    trouble: str  # What was wrong with it, in its own words or in the supervisor's; may be empty.
-
-
-@dataclass(frozen=True, slots=True)
-class Respawn:
-    """For the record: the next attempt to fill the slot comes after this delay."""
-
-    shard: int | None
-    delay_s: float
-    failures: int  # In a row, so far.
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Every shard has had a worker that came up. Said once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renew:
-    """Start the program over, and say `Renewed` or `RenewalFailed` to the fleet that goes on in it. Comes last."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadBegan:
-    """For the record: this generation is being forked."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """For the record: this generation serves, and the one before drains."""
-
-    generation: int
-    took_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadFailed:
-    """For the record: a new generation did not come up, and is no more; the one named here stays."""
-
-    generation: int
-    why: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReloadWaits:
-    """For the record: a reload was asked for, and comes later. Said once."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """For the record: no more forks from here on, and `code` in the end."""
-
-    quick: bool
-    why: str
-    code: ExitCode
-
-
-@dataclass(frozen=True, slots=True)
-class CloseListeners:
-    """Close the supervisor's copies of the listeners; workers accept what is queued, then close theirs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing is left to be done. `line` says why unless the code is OK, `detail` at length."""
-
-    code: ExitCode
-    line: str = ""
-    detail: str = ""
-
-
-Action = (
-    Fork
-    | Serve
-    | Drain
-    | Kill
-    | Promoted
-    | Ended
-    | Respawn
-    | Serving
-    | Renew
-    | ReloadBegan
-    | Reloaded
-    | ReloadFailed
-    | ReloadWaits
-    | Stopping
-    | CloseListeners
-    | Finish
+Event = (
+    Ready
+    | Failed
+    | Leaving
+    | Misspoke
+    | Exited
+    | ForkFailed
+    | Borrowed
+    | LoanRefused
+    | Seen
+    | Weighed
+    | StopAsked
+    | ReloadAsked
+    | ScaleAsked
+    | KeepOutAsked
+    | LameDuckAsked
+    | Renewed
+    | RenewalFailed
 )

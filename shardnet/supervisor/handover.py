@@ -1,8 +1,9 @@
 """What a supervisor knows, as data that outlives its program.
 
-With a preloaded app a reload has to start with a program that has imported nothing yet. The supervisor then executes
-itself anew, in place: it keeps its pid, so its children stay its children, and every descriptor that is told to. All
-else that it knows travels as JSON: this.
+For an upgrade, and with a preloaded app for every reload, there has to be a program that has imported nothing yet. The
+supervisor then executes itself anew, in place: it keeps its pid, so its children stay its children, and every
+descriptor that is told to. All else that it knows travels as JSON: this. Which version of shardnet wrote it does not
+matter, as long as `form` is the same.
 
 Lives here: the state, and its two directions. Must not live here: descriptors, signals, executing (see `system` and
 `program`). Pure.
@@ -11,16 +12,16 @@ Lives here: the state, and its two directions. Must not live here: descriptors, 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from shardnet.catalogue.cells import ShardCells, SupervisorCells
+from shardnet.catalogue.families import RELOAD_OUTCOMES, RESTART_REASONS, SHARD_STATES
 from shardnet.errors import InternalError
-from shardnet.metrics import SupervisorCells
-from shardnet.supervisor.slot import Slot, State, Worker
+from shardnet.supervisor.slot import Loan, Pulse, Slot, State, Worker
 
-__all__ = ["ChildState", "FleetState", "SupervisorState", "decode", "encode"]
-
-FORM: Final = 1  # Of what is written here.
+__all__ = ["ChildState", "FleetState", "SupervisorState", "decode", "encode", "form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class FleetState:
     last_child: int
     reload_began_s: float
     announced: bool
+    lame_duck: bool
     failing_since_s: float | None
     last_failure: str
     slots: tuple[Slot, ...]
@@ -45,6 +47,7 @@ class ChildState:
     number: int
     pid: int
     control_fd: int
+    stacks_fd: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,16 @@ class SupervisorState:
     signals: tuple[int, ...]  # That had come, and were not handled.
     known: dict[int, dict[str, object]]  # How the log speaks of each child.
     rows: dict[int, int]  # Of the board, by child.
-    cells: SupervisorCells
+    lost_s: float  # That this process did not run: its clock stands so far behind.
     failure: tuple[str, str] | None = None  # Why there is no new generation to fork: in a line, and at length.
+
+
+def form() -> str:
+    """What the state is made of, as a short word: programs that say the same one understand each other's."""
+    kinds = (SupervisorState, FleetState, ChildState, Slot, Worker, Loan, Pulse, SupervisorCells, ShardCells)
+    shapes = [(kind.__name__, [(part.name, str(part.type)) for part in dataclasses.fields(kind)]) for kind in kinds]
+    values = [state.value for state in State], SHARD_STATES, RESTART_REASONS, RELOAD_OUTCOMES
+    return f"{zlib.crc32(repr((shapes, values)).encode()):08x}"
 
 
 def encode(state: SupervisorState) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def encode(state: SupervisorState) -> dict[str, Any]:
     for slot in (*fields["fleet"]["slots"], fields["fleet"]["exporter"]):
         for worker in slot["workers"] if slot else ():
             worker["state"] = worker["state"].value
-    return {"form": FORM, **fields}
+    return {"form": form(), **fields}
 
 
 def decode(fields: dict[str, Any]) -> SupervisorState:
@@ -76,8 +87,8 @@ def decode(fields: dict[str, Any]) -> SupervisorState:
         InternalError: It did not.
     """
     try:
-        if fields["form"] != FORM:
-            raise InternalError(f"the supervisor's state has form {fields['form']}, not {FORM}")
+        if fields["form"] != form():
+            raise InternalError(f"the supervisor's state has form {fields['form']}, not {form()}")
         fleet = fields["fleet"]
         return SupervisorState(
             fleet=FleetState(
@@ -91,7 +102,7 @@ def decode(fields: dict[str, Any]) -> SupervisorState:
             signals=tuple(fields["signals"]),
             known={int(child): known for child, known in fields["known"].items()},
             rows={int(child): row for child, row in fields["rows"].items()},
-            cells=SupervisorCells(**fields["cells"]),
+            lost_s=fields["lost_s"],
             failure=None if fields["failure"] is None else (fields["failure"][0], fields["failure"][1]),
         )
     except (KeyError, TypeError, ValueError) as exc:
@@ -99,5 +110,9 @@ def decode(fields: dict[str, Any]) -> SupervisorState:
 
 
 def _slot(fields: dict[str, Any]) -> Slot:
-    workers = [Worker(**{**worker, "state": State(worker["state"])}) for worker in fields["workers"]]
-    return Slot(**{**fields, "workers": workers})
+    workers = [
+        Worker(**{**worker, "state": State(worker["state"]), "pulse": Pulse(**worker["pulse"])})
+        for worker in fields["workers"]
+    ]
+    loans = [Loan(**loan) for loan in fields["loans"]]
+    return Slot(**{**fields, "workers": workers, "loans": loans})

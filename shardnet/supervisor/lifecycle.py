@@ -16,35 +16,38 @@ from collections.abc import Callable, Iterator
 from typing import Final, assert_never
 
 from shardnet.errors import ExitCode
+from shardnet.supervisor.actions import Action, Ended, Finish, Fork, Promoted, Renew, Respawn, Serving
 from shardnet.supervisor.events import (
-    Action,
-    CloseListeners,
-    Ended,
+    Borrowed,
     Ending,
     Event,
     Exited,
     Failed,
-    Finish,
-    Fork,
     ForkFailed,
+    KeepOutAsked,
+    LameDuckAsked,
     Leaving,
+    LoanRefused,
     Misspoke,
-    Promoted,
     Ready,
     Reason,
     ReloadAsked,
-    Renew,
     RenewalFailed,
     Renewed,
-    Respawn,
-    Serving,
+    ScaleAsked,
+    Seen,
     StopAsked,
-    Stopping,
+    Weighed,
 )
 from shardnet.supervisor.handover import FleetState
-from shardnet.supervisor.orders import BOOT_STOP_S, KILL_GRACE_S, Orders, Patience
+from shardnet.supervisor.lending import Lending
+from shardnet.supervisor.orders import Orders, Patience
+from shardnet.supervisor.recycling import Recycling
 from shardnet.supervisor.reload import Reload
+from shardnet.supervisor.scaling import Scaling
 from shardnet.supervisor.slot import Cue, Slot, State, Worker, backoff_s
+from shardnet.supervisor.stop import EXPORTER_STOP_S, Stop
+from shardnet.supervisor.vigil import Vigil
 
 __all__ = ["Fleet"]
 
@@ -52,8 +55,6 @@ HEALTHY_S: Final = 60.0  # A worker that has served so long is no evidence of a 
 
 UNSERVED_S: Final = 30.0  # Attempts have failed for so long while nobody serves: whoever runs us must know.
 FAILED_EXIT_S: Final = 2.0  # From "failed" to the exit that must follow.
-EXPORTER_STOP_S: Final = 1.0
-REAP_S: Final = 5.0  # A killed process that is still there after this hangs in the kernel: go without it.
 
 
 class Fleet:
@@ -70,33 +71,39 @@ class Fleet:
         *,
         exporter: bool,
         random: Callable[[], float],
+        shards_max: int | None = None,
         renews: bool = False,
+        lends: bool = True,
         state: FleetState | None = None,
     ) -> None:
-        """`renews`: a reload starts with a new program. `state`: what the fleet was when it asked for this one."""
-        self.slots = state.slots if state else tuple(Slot(shard) for shard in range(shards))
-        self.finished = False
-        self.stopping = False
+        """`shards_max`: what it may grow to; None: no more than `shards`. `renews`: a reload starts with a new program.
+        `lends`: each shard has listeners of its own. `state`: what the fleet was when it asked for this one."""
+        slots = (Slot(shard, in_size=shard < shards) for shard in range(max(shards, shards_max or 0)))
+        self.slots = state.slots if state else tuple(slots)
         self._exporter = (state.exporter if state else Slot(None)) if exporter else None
         self._patience = patience
         self._random = random
         self._orders = Orders(patience)
         self._reload = Reload(self.slots, self._orders, renews=renews)
+        self.lame_duck = False  # It serves, and wants no new clients.
+        self._recycling = Recycling(self.slots, self._orders, random)
+        self._scaling = Scaling(self.slots, self._orders)
+        self._vigil = Vigil(self._orders)
+        self._lending = Lending(self.slots, self._orders, lends=lends)
         self._now_s = 0.0
         self._children: dict[int, tuple[Slot, Worker]] = {}
         self._last_child = 0
         self._announced = False
         self._failing_since_s: float | None = None  # The first failed attempt since somebody served.
         self._last_failure = ""
-        self._stops_asked = 0
-        self._give_up_s: float | None = None
-        self._finish = Finish(ExitCode.OK)
+        self._end = Stop(self.slots, self._exporter, self._orders)
         if state is not None:
             self._resume(state)
 
     def _resume(self, state: FleetState) -> None:
         self._children = {worker.child: (slot, worker) for slot in self._all_slots() for worker in slot.workers}
         self._last_child, self._announced = state.last_child, state.announced
+        self.lame_duck = state.lame_duck
         self._failing_since_s, self._last_failure = state.failing_since_s, state.last_failure
         self._reload.resume(state.generation, state.last_generation, state.reload_began_s)
 
@@ -108,11 +115,35 @@ class Fleet:
             last_child=self._last_child,
             reload_began_s=self._reload.began_s,
             announced=self._announced,
+            lame_duck=self.lame_duck,
             failing_since_s=self._failing_since_s,
             last_failure=self._last_failure,
             slots=self.slots,
             exporter=self._exporter,
         )
+
+    @property
+    def stopping(self) -> bool:
+        return self._end.begun
+
+    @property
+    def finished(self) -> bool:
+        return self._end.finished
+
+    @property
+    def shards(self) -> int:
+        """How many are to be served."""
+        return self._scaling.shards
+
+    @property
+    def reload_stage(self) -> str | None:
+        """Where the reload is that is under way, or is asked for; None: there is none."""
+        return self._reload.stage
+
+    @property
+    def reload_failure(self) -> str:
+        """Why the last reload that failed did; "" if none has."""
+        return self._reload.last_failure
 
     @property
     def generation(self) -> int:
@@ -124,18 +155,29 @@ class Fleet:
         self._set_now(now_s)
         match event:
             case StopAsked(quick):
-                self._on_stop_asked(quick)
-            case ReloadAsked():
+                self._reload.cancel()
+                self._end.ask(quick=quick)
+            case ReloadAsked(upgrade):
                 if not self.stopping:
-                    self._reload.ask()
+                    self._reload.ask(upgrade=upgrade)
+            case ScaleAsked(shards):
+                if not self.stopping:
+                    self._scaling.to(shards)
+            case LameDuckAsked(on):
+                self.lame_duck = on
+            case KeepOutAsked(shard, out):
+                self._scaling.keep_out(shard, out=out)
             case Renewed():
+                self._replace_exporter()
                 self._reload.renewed()
             case RenewalFailed(why, detail):
                 self._reload.renewal_failed(why, detail)
             case _:
                 self._apply_to_child(event)
 
-    def _apply_to_child(self, event: Ready | Failed | Leaving | Misspoke | Exited | ForkFailed) -> None:
+    def _apply_to_child(
+        self, event: Ready | Failed | Leaving | Misspoke | Exited | ForkFailed | Borrowed | LoanRefused | Seen | Weighed
+    ) -> None:
         if event.child not in self._children:
             return
         slot, worker = self._children[event.child]
@@ -154,6 +196,14 @@ class Fleet:
             case ForkFailed():
                 self._remove(slot, worker)
                 self._attempt_failed(slot, worker, event.error)
+            case Borrowed(child, loan):
+                self._lending.accepted(child, loan)
+            case LoanRefused(child, loan):
+                self._lending.refused(child, loan)
+            case Weighed(_, memory_bytes):
+                self._recycling.weighed(worker, memory_bytes)
+            case Seen(_, beat, queued):
+                self._vigil.saw(worker, beat, queued=queued)
             case _:
                 assert_never(event)
 
@@ -167,10 +217,14 @@ class Fleet:
             why = f"no worker could serve for {UNSERVED_S:.0f} s; the last attempt, {self._last_failure}"
             self._stop(why, Finish(ExitCode.UNSERVED, why))
         if self.stopping:
-            self._plan_end()
+            self._end.plan()
         else:
+            self._vigil.plan(worker for slot in self.slots for worker in slot.workers)
             if self._reload.plan():
                 self._note_serving()
+            self._scaling.plan()
+            self._recycling.plan(reloading=self.reload_stage is not None)
+            self._lending.plan()  # First: a fork takes its time.
             self._plan_forks()
             if self._reload.needs_program:
                 self._orders.add(Renew())
@@ -201,7 +255,7 @@ class Fleet:
 
     def _note_serving(self) -> None:
         self._failing_since_s = None
-        if not self._announced and all(slot.was_ready for slot in self.slots):
+        if not self._announced and all(slot.was_ready for slot in self.slots if slot.wanted):
             self._announced = True
             self._orders.add(Serving())
 
@@ -218,7 +272,9 @@ class Fleet:
     def _on_exited(self, slot: Slot, worker: Worker, ending: Ending) -> None:
         self._remove(slot, worker)
         reason = None
-        if not (worker.asked or worker.held):
+        if worker.hung:
+            reason = Reason.HANG
+        elif not (worker.asked or worker.held):
             reason = Reason.CRASH if ending.signum is None or worker.blamed else Reason.SIGNAL
         ran_s = self._now_s - worker.forked_s
         self._orders.add(Ended(worker.child, slot.shard, ending, ran_s, reason, worker.trouble))
@@ -229,15 +285,6 @@ class Fleet:
             if self._now_s - worker.ready_s >= HEALTHY_S:
                 slot.failures = 0
             self._back_off(slot)
-
-    def _on_stop_asked(self, quick: bool) -> None:
-        self._stops_asked += 1
-        quick = quick or self._stops_asked > 1
-        if not self.stopping:
-            self._stop("asked to stop", Finish(ExitCode.OK), quick=quick)
-        elif quick:
-            self._orders.add(Stopping(True, "asked to stop at once", self._finish.code))
-            self._kill_all()
 
     # Failures.
 
@@ -287,8 +334,14 @@ class Fleet:
                 self._fork(slot, self.generation)
         if self._reload.next is not None:
             for slot in self.slots:
-                if slot.of_generation(self._reload.next) is None:
+                if slot.wanted and slot.of_generation(self._reload.next) is None:
                     self._fork(slot, self._reload.next, held=True)
+
+    def _replace_exporter(self) -> None:
+        """The one that is there runs the program that was."""
+        exporter = self._exporter.first(State.SERVING) if self._exporter else None
+        if exporter is not None:
+            self._orders.drain(exporter, timeout_s=EXPORTER_STOP_S)
 
     def _fork(self, slot: Slot, generation: int, *, held: bool = False) -> None:
         self._last_child += 1
@@ -301,47 +354,9 @@ class Fleet:
         self._children[worker.child] = (slot, worker)
         self._orders.add(Fork(worker.child, slot.shard, generation, held))
 
-    def _kill_all(self) -> None:
-        for _, worker in self._children.values():
-            worker.asked = True
-            self._orders.kill(worker, "stop at once")
-        self._give_up_s = self._now_s + REAP_S
-
     def _stop(self, why: str, finish: Finish, *, quick: bool = False) -> None:
-        self.stopping, self._finish = True, finish
         self._reload.cancel()
-        self._orders.add(Stopping(quick, why, finish.code))
-        if quick:
-            self._kill_all()
-        else:
-            longest_s = BOOT_STOP_S + self._patience.drain_timeout_s + KILL_GRACE_S + EXPORTER_STOP_S
-            self._give_up_s = self._now_s + longest_s + REAP_S
-            for slot in self.slots:
-                self._stop_slot(slot)
-        self._orders.add(CloseListeners())
-
-    def _stop_slot(self, slot: Slot) -> None:
-        unserved = slot.first(State.SERVING) is None
-        for worker in slot.workers:
-            if worker.state is State.BOOTING:
-                self._orders.dismiss(worker, "stopped while booting")
-                continue
-            if unserved:
-                self._orders.serve(worker)  # One that is held is all that there is for what is queued.
-            self._orders.drain(worker)
-
-    def _plan_end(self) -> None:
-        exporter = self._exporter.first(State.SERVING) if self._exporter else None
-        if exporter is not None and not exporter.asked and not any(slot.workers for slot in self.slots):
-            # The last to go, so that the drain of the others can be watched.
-            exporter.asked = True
-            exporter.take(Cue.DRAIN)
-            self._orders.tell_to_drain(exporter, EXPORTER_STOP_S)
-            self._orders.limit(exporter, EXPORTER_STOP_S, "drain timeout")
-        gave_up = self._give_up_s is not None and self._give_up_s <= self._now_s
-        if not self.finished and (gave_up or not self._children):
-            self.finished = True
-            self._orders.add(self._finish)
+        self._end.begin(why, finish, quick=quick)
 
     def _remove(self, slot: Slot, worker: Worker) -> None:
         worker.take(Cue.EXITED)
@@ -358,12 +373,14 @@ class Fleet:
             if worker.kill_at_s is not None:
                 yield worker.kill_at_s
         if self.stopping:
-            if self._give_up_s is not None:
-                yield self._give_up_s
+            if self._end.deadline_s is not None:
+                yield self._end.deadline_s
             return
         if self._reload.is_due:
             yield self._now_s
         reloading = self._reload.next is not None
         yield from (slot.fork_at_s for slot in self._all_slots() if slot.lacks_worker(reloading=reloading))
+        yield from self._lending.deadlines()
+        yield from self._recycling.deadlines()
         if (unserved_until_s := self._unserved_until_s()) is not None:
             yield unserved_until_s

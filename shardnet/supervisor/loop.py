@@ -7,14 +7,15 @@ Lives here: the loop, and what an operator reads about it all. Must not live her
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Final, Never, assert_never
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Never, assert_never
 
 from shardnet.board import Board
 from shardnet.control import Message
@@ -22,58 +23,72 @@ from shardnet.errors import ExitCode, InternalError, SystemFault
 from shardnet.listen import ListenerBank
 from shardnet.log import get_logger, reopen
 from shardnet.seats import ExporterSeat, WorkerSeat
-from shardnet.supervisor.crew import Crew
-from shardnet.supervisor.events import (
+from shardnet.supervisor.actions import (
     Action,
     CloseListeners,
     Drain,
+    DumpStacks,
     Ended,
-    Event,
-    Exited,
-    Failed,
     Finish,
     Fork,
-    ForkFailed,
+    GiveBack,
     Kill,
-    Leaving,
-    Misspoke,
+    Lend,
     Promoted,
-    Ready,
-    ReloadAsked,
+    Recycle,
     ReloadBegan,
     Reloaded,
     ReloadFailed,
     ReloadWaits,
     Renew,
-    RenewalFailed,
-    Renewed,
     Respawn,
+    Scaled,
     Serve,
     Serving,
-    StopAsked,
     Stopping,
 )
+from shardnet.supervisor.crew import Crew
+from shardnet.supervisor.events import (
+    Event,
+    Exited,
+    Failed,
+    ForkFailed,
+    LameDuckAsked,
+    Leaving,
+    LoanRefused,
+    Misspoke,
+    Reason,
+    RenewalFailed,
+    Renewed,
+)
 from shardnet.supervisor.handover import ChildState, SupervisorState
-from shardnet.supervisor.ledger import Ledger
-from shardnet.supervisor.lifecycle import Fleet
-from shardnet.supervisor.orders import Patience
-from shardnet.supervisor.system import (
-    RELOAD,
-    REOPEN_LOGS,
-    STOP_AT_ONCE,
+from shardnet.supervisor.happenings import (
     Asked,
+    ChildDumped,
     ChildExited,
     ChildMisspoke,
     ChildSaid,
+    ClientAsked,
     Happening,
     OrphanReaped,
-    System,
 )
+from shardnet.supervisor.ledger import Ledger
+from shardnet.supervisor.lifecycle import Fleet
+from shardnet.supervisor.lookout import Lookout
+from shardnet.supervisor.meaning import event_of_message, event_of_signal
+from shardnet.supervisor.orders import Patience
+from shardnet.supervisor.requests import Requests
+from shardnet.supervisor.signals import REOPEN_LOGS, STACKS
+from shardnet.supervisor.stacks import Stacks
+from shardnet.supervisor.steering import Steering
+from shardnet.supervisor.system import System
 
 __all__ = ["Supervisor", "SupervisorOptions"]
 
 NANOSECONDS: Final = 1_000_000_000
-HEARTBEAT_S: Final = 1.0  # How long an idle supervisor sleeps: `/livez` allows it several of these.
+# How often workers are looked at, and so how long a supervisor sleeps at most; `/livez` allows it a second, and more.
+LOOK_S: Final = 0.1
+LOOK_ALONE_S: Final = 1.0  # Where there is nobody to lend to.
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,12 @@ class SupervisorOptions:
     drain_timeout_s: float = 30.0
     boot_timeout_s: float = 120.0
     drain_spread_s: float = 0.0
+    hang_timeout_s: float = math.inf
+    lifetime_s: float = math.inf
+    memory_max_bytes: float = math.inf
+    steering: str = "hash"  # As the setting of that name says.
+    renews: bool = False  # Each reload starts with a new program.
+    about: Mapping[str, object] = field(default_factory=dict)  # What operators are told of the server itself.
 
 
 class Supervisor:
@@ -110,7 +131,7 @@ class Supervisor:
             )
         self._system = system
         self._bank = bank
-        self._crew = Crew(bank, board, options.shards, run_worker, exporter, worker_fds)
+        self._crew = Crew(bank, board, run_worker, exporter, worker_fds)
         self._on_serving = on_serving
         self._renew = renew
         self._boot_timeout_s = options.boot_timeout_s
@@ -119,27 +140,41 @@ class Supervisor:
         # How the log speaks of each living child.
         self._known: dict[int, dict[str, object]] = resumed.known if resumed else {}
         self._finish: Finish | None = None
+        self._look_s = LOOK_S if bank.shards > 1 else LOOK_ALONE_S
+        self._stacks = Stacks()
         self._fleet = Fleet(
             options.shards,
-            Patience(options.boot_timeout_s, options.drain_timeout_s, options.drain_spread_s),
+            Patience(
+                options.boot_timeout_s,
+                options.drain_timeout_s,
+                options.drain_spread_s,
+                lifetime_s=options.lifetime_s,
+                memory_max_bytes=options.memory_max_bytes,
+                hang_timeout_s=options.hang_timeout_s,
+            ),
+            shards_max=bank.shards,
             exporter=exporter is not None,
             random=random.random,
-            renews=renew is not None,
+            renews=options.renews,
+            lends=bool(bank.own_listeners(0)),
             state=resumed.fleet if resumed else None,
         )
         if resumed:
-            self._ledger = Ledger.take_over(board, resumed.cells, resumed.rows)
+            self._ledger = Ledger.take_over(board, len(bank.addresses), resumed.rows)
             self._fleet.apply(RenewalFailed(*resumed.failure) if resumed.failure else Renewed(), system.now_s())
         else:
-            first = self._fleet.generation
-            self._ledger = Ledger.open(
-                board, options.shards, pid=os.getpid(), generation=first, started_ns=time.time_ns()
-            )
+            first, names = self._fleet.generation, list(map(str, bank.addresses))
+            self._ledger = Ledger.open(board, names, pid=os.getpid(), generation=first, started_ns=time.time_ns())
 
-    def state(self, children: tuple[ChildState, ...], signals: tuple[int, ...]) -> SupervisorState:
+        self._steering = Steering(bank, options.steering, self._ledger.connections)
+        weighs = options.memory_max_bytes < math.inf
+        self._lookout = Lookout(system, bank, self._ledger, self._steering, weighs=weighs)
+        self._requests = Requests(system, self._fleet, self._ledger, self._stacks, self._known, options.about)
+
+    def state(self, children: tuple[ChildState, ...], signals: tuple[int, ...], lost_s: float) -> SupervisorState:
         """Everything that a supervisor in another program has to know to go on."""
-        fleet = self._fleet.state()
-        return SupervisorState(fleet, children, signals, self._known, self._ledger.rows, self._ledger.cells)
+        fleet, ledger = self._fleet.state(), self._ledger
+        return SupervisorState(fleet, children, signals, self._known, ledger.rows, lost_s)
 
     def run(self) -> Finish:
         """Returns when every child is gone."""
@@ -148,17 +183,24 @@ class Supervisor:
         while self._finish is None:
             for happening in self._system.wait(self._wake_at_s()):
                 self._apply(happening)
+            if not self._fleet.stopping:
+                now_s = self._system.now_s()
+                for event in self._lookout.look(self._fleet.slots, now_s):
+                    self._fleet.apply(event, now_s)
             actions = self._fleet.plan(self._system.now_s())
             # First, so that whoever is told that a shard serves finds it so on the board.
-            self._ledger.show(self._fleet.slots, self._fleet.generation, time.monotonic_ns())
+            fleet = self._fleet
+            self._ledger.show(fleet.slots, fleet.generation, time.monotonic_ns(), lame_duck=fleet.lame_duck)
             for action in actions:
                 self._perform(action)
+            if not fleet.stopping:
+                self._steering.refresh(fleet.slots, self._system.now_s())
         return self._finish
 
     def _wake_at_s(self) -> float:
-        heartbeat_s = self._system.now_s() + HEARTBEAT_S
+        look_s = self._system.now_s() + self._look_s
         deadline_s = self._fleet.next_deadline_s()
-        return heartbeat_s if deadline_s is None else min(deadline_s, heartbeat_s)
+        return look_s if deadline_s is None else min(deadline_s, look_s)
 
     # What has happened.
 
@@ -167,8 +209,17 @@ class Supervisor:
         match happening:
             case Asked(signum):
                 event = self._asked(signum)
+            case ChildDumped(child, text):
+                self._stacks.heard_threads(child, text)
+            case ChildSaid(child, Message(type="tasks", fields=fields)):
+                self._stacks.heard_tasks(child, str(fields.get("text", "")))
+            case ClientAsked(client, Message(type="board", id=asked)):
+                with self._ledger.opened() as fds:
+                    self._system.answer(client, asked, fds=fds)
+            case ClientAsked(client, message):
+                self._system.answer(client, message.id, **self._requests.answer(message))
             case ChildSaid(child, message):
-                event = _event_of(child, message)
+                event = event_of_message(child, message)
                 if event is None:
                     self._log.debug("message not understood", **self._who(child), type=message.type)
             case ChildMisspoke(child):
@@ -179,18 +230,29 @@ class Supervisor:
                 self._log.debug("orphan reaped", pid=pid, how=ending)
             case _:
                 assert_never(happening)
-        if isinstance(event, Failed):
-            self._log.debug("worker failed", **self._who(event.child), detail=event.detail)
-        elif isinstance(event, Leaving):
-            self._log.info("worker leaving", **self._who(event.child))
         if event is not None:
-            self._fleet.apply(event, self._system.now_s())
+            self._apply_event(event)
+
+    def _apply_event(self, event: Event) -> None:
+        match event:
+            case Failed(child, _, _, detail):
+                self._log.debug("worker failed", **self._who(child), detail=detail)
+            case Leaving(child):
+                self._ledger.count_restart(self._who(child).get("shard"), Reason.ASKED)
+                self._log.info("worker leaving", **self._who(child))
+            case LameDuckAsked(on):
+                self._log.info("not ready" if on else "ready again", why="lame duck")
+            case LoanRefused(child, loan, why):
+                self._log.warning("loan refused", **self._who(child), loan=loan, why=why)
+            case _:
+                pass
+        self._fleet.apply(event, self._system.now_s())
 
     def _asked(self, signum: int) -> Event | None:
         if signum in REOPEN_LOGS:
             self._reopen_logs()
             return None
-        return ReloadAsked() if signum in RELOAD else StopAsked(quick=signum in STOP_AT_ONCE)
+        return event_of_signal(signum, self._fleet.shards)
 
     def _reopen_logs(self) -> None:
         self._log.info("reopening logs")
@@ -209,6 +271,14 @@ class Supervisor:
                     self._log.warning("not listening", **self._who(child))
             case Drain():
                 self._drain(action)
+            case Lend():
+                self._lend(action)
+            case GiveBack(child, loan):
+                self._log.info("listeners taken back", loan=loan, borrower=self._who(child).get("shard"))
+                self._system.tell(child, "give_back", loan=loan)
+            case DumpStacks(child, silent_s):
+                self._log.warning("worker hangs", **self._who(child), silent_s=silent_s)
+                self._system.kill(child, STACKS)
             case Kill(child, signum, why):
                 self._say("killing", **self._who(child), signal=signum.name, why=why)
                 self._system.kill(child, signum)
@@ -222,6 +292,11 @@ class Supervisor:
                 # Whoever started us may have stopped reading what we print: no reason to stop serving.
                 with contextlib.suppress(OSError):
                     self._on_serving()
+            case Scaled(shards, before, shards_max):
+                self._log.info("scaled", shards=shards, before=before, shards_max=shards_max)
+            case Recycle(child, reason, why):
+                self._ledger.count_restart(self._who(child).get("shard"), reason)
+                self._log.info("recycling", **self._who(child), why=why)
             case Renew():
                 self._start_over()
             case ReloadBegan() | Reloaded() | ReloadFailed() | ReloadWaits():
@@ -239,12 +314,12 @@ class Supervisor:
                 assert_never(action)
 
     def _start_over(self) -> None:
-        if self._renew is None:
-            raise InternalError("a new program was asked for, and there is none")
         self._log.info("starting over")
         # Nobody is there to say that all is well while the new program imports the app.
         self._ledger.promise(time.monotonic_ns() + int(self._boot_timeout_s * NANOSECONDS))
         try:
+            if self._renew is None:
+                raise SystemFault("this supervisor cannot start over")
             self._renew()
         except SystemFault as exc:
             self._fleet.apply(RenewalFailed(str(exc), ""), self._system.now_s())
@@ -254,10 +329,10 @@ class Supervisor:
             case ReloadBegan(generation):
                 self._log.info("reload", generation=generation)
             case Reloaded(generation, took_s):
-                self._ledger.count_reload("ok")
+                self._ledger.count_reload("ok", time.time_ns(), self._fleet.slots)
                 self._log.info("reloaded", generation=generation, took_s=took_s)
             case ReloadFailed(generation, why, detail):
-                self._ledger.count_reload("failed")
+                self._ledger.count_reload("failed", time.time_ns())
                 self._log.error(f"reload failed: {why}, generation {generation} keeps serving")
                 if detail:
                     self._log.debug("reload failed", detail=detail)
@@ -272,7 +347,7 @@ class Supervisor:
                 pid = self._crew.fork_exporter(self._system, fork)
             else:
                 row = self._ledger.claim(fork.child, fork.shard, fork.generation, started_ns=time.time_ns())
-                pid = self._crew.fork_worker(self._system, fork, fork.shard, row)
+                pid = self._crew.fork_worker(self._system, fork, fork.shard, row, shard_count=self._fleet.shards)
         except (OSError, SystemFault) as exc:
             # BlockingIOError here is EAGAIN: the limit of processes, not "would block". A failed attempt like any.
             self._ledger.fold(fork.child)
@@ -285,18 +360,34 @@ class Supervisor:
 
     def _drain(self, drain: Drain) -> None:
         self._say("draining", **self._who(drain.child), timeout_s=drain.timeout_s)
-        fields = {"timeout_s": drain.timeout_s, "spread_s": drain.spread_s, "succeeded": drain.succeeded}
+        fields: dict[str, Any] = {
+            "timeout_s": drain.timeout_s,
+            "spread_s": drain.spread_s,
+            "succeeded": drain.succeeded,
+        }
         if not self._system.tell(drain.child, "drain", **fields):
             # Hung, or just gone; its deadline stands either way.
             self._log.warning("not listening", **self._who(drain.child))
+
+    def _lend(self, lend: Lend) -> None:
+        own = self._bank.own_listeners(lend.shard)
+        fds = [sock.fileno() for sock in own.values()]
+        if self._system.tell(lend.child, "lend", fds, loan=lend.loan, shard=lend.shard, addresses=list(own)):
+            borrower = self._who(lend.child).get("shard")
+            self._ledger.count_loan(lend.shard)
+            self._log.info("listeners lent", shard=lend.shard, loan=lend.loan, borrower=borrower)
+        else:
+            self._apply_event(LoanRefused(lend.child, lend.loan, "it could not be sent"))
 
     def _bury(self, ended: Ended) -> None:
         extra: dict[str, object] = {"why": ended.trouble} if ended.trouble else {}
         say = self._say if ended.reason is None else self._log.error
         event = "exporter ended" if ended.shard is None else "worker ended"
+        if (stacks := self._stacks.forget(ended.child)) and ended.reason is not None:
+            self._log.error("last stacks", stacks, **self._who(ended.child))
         say(event, **self._who(ended.child), how=ended.ending, ran_s=ended.ran_s, **extra)
         self._known.pop(ended.child, None)
-        if ended.shard is not None and ended.reason is not None:
+        if ended.reason is not None:
             self._ledger.count_restart(ended.shard, ended.reason)
         if lost := self._ledger.fold(ended.child):
             self._log.warning("board is full, counters lost", shard=ended.shard, counters=lost)
@@ -307,17 +398,3 @@ class Supervisor:
 
 def _place(shard: int | None) -> dict[str, object]:
     return {"role": "exporter"} if shard is None else {"shard": shard}
-
-
-def _event_of(child: int, message: Message) -> Event | None:
-    """What a child's message means; None if it means nothing to this supervisor."""
-    match message.type:
-        case "ready":
-            return Ready(child)
-        case "failed":
-            texts = (str(message.fields.get(name, "")) for name in ("kind", "message", "detail"))
-            return Failed(child, *texts)
-        case "leaving":
-            return Leaving(child)
-        case _:
-            return None

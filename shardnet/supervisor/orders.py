@@ -6,17 +6,20 @@ record. Must not live here: who is told what, and when (`lifecycle`, `reload`). 
 
 from __future__ import annotations
 
+import math
 import signal
 from dataclasses import dataclass
 from typing import Final
 
-from shardnet.supervisor.events import Action, Drain, Kill, Serve
-from shardnet.supervisor.slot import Cue, Worker
+from shardnet.supervisor.actions import Action, Drain, Kill, Serve
+from shardnet.supervisor.slot import Cue, State, Worker
 
 __all__ = ["Orders", "Patience"]
 
 KILL_GRACE_S: Final = 2.0  # Beyond the drain timeout, at which a worker cuts its connections by itself.
 BOOT_STOP_S: Final = 2.0  # A worker that is sent away while it boots: TERM ends it, unless it has just come up.
+
+DISCARD_S: Final = 2.0  # For the end of a worker that has come up, and has no connections.
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,9 @@ class Patience:
     boot_timeout_s: float
     drain_timeout_s: float
     drain_spread_s: float = 0.0  # Of a drain that makes room for a successor.
+    lifetime_s: float = math.inf  # Of a worker, before it is replaced.
+    memory_max_bytes: float = math.inf  # Of a worker, before it is replaced.
+    hang_timeout_s: float = math.inf  # From a loop's last turn to the end of patience with it.
 
 
 class Orders:
@@ -73,6 +79,16 @@ class Orders:
         self.tell_to_drain(worker, self.patience.drain_timeout_s if timeout_s is None else timeout_s)
         self.add(Kill(worker.child, signal.SIGTERM, why))
         self.limit(worker, BOOT_STOP_S, why)
+
+    def discard(self, worker: Worker, why: str) -> None:
+        """A worker that boots, or is held, is not wanted: it has accepted nothing."""
+        if worker.state is State.HELD:
+            worker.dismissed = True
+            self.drain(worker, timeout_s=DISCARD_S)
+        elif worker.trouble:  # It is on its way out already.
+            worker.asked = worker.dismissed = True
+        else:
+            self.dismiss(worker, why, timeout_s=DISCARD_S)
 
     def tell_to_drain(self, worker: Worker, timeout_s: float, *, succeeded: bool = False) -> None:
         if not worker.told:

@@ -20,10 +20,11 @@ from typing import Any, Final, Never
 
 from shardnet.errors import InternalError, SystemFault
 
-__all__ = ["Program", "handed_over"]
+__all__ = ["HANDOVER_FLAG", "Program", "handed_over"]
 
 # Not one of SHARDNET_*, which are settings. It names a descriptor, and counts only in the process that was meant.
 VARIABLE: Final = "_SHARDNET_STATE"
+HANDOVER_FLAG: Final = "--handover-form"
 CHECK_S: Final = 20.0
 
 
@@ -44,21 +45,21 @@ class Program:
             folder = Path.cwd()
         return cls(tuple(sys.orig_argv[1:]), len(sys.argv) - 1, dict(os.environ), folder)
 
-    def check(self, version: str) -> None:
-        """See whether the program still starts, and is the one that it was, by asking it for its `--version`.
+    def check(self, form: str) -> None:
+        """See whether the program that would be started takes over from this one, by asking it for `HANDOVER_FLAG`.
 
-        An installation may be in the middle of an upgrade, or have become another version, which could not read what
-        is handed over; and once the program is replaced, there is no way back.
+        An installation may be in the middle of an upgrade, or have become a version that cannot read what is handed
+        over; and once the program is replaced, there is no way back.
 
         Raises:
-            SystemFault: It is not.
+            SystemFault: It does not start, or says another form than this one's.
         """
         import subprocess  # Here alone.
 
         arguments = self.arguments[: len(self.arguments) - self.own_arguments]
         try:
             answer = subprocess.run(
-                [sys.executable, *arguments, "--version"],
+                [sys.executable, *arguments, HANDOVER_FLAG],
                 env=self.environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -70,8 +71,11 @@ class Program:
             ).stdout.strip()
         except (OSError, subprocess.SubprocessError) as exc:
             raise SystemFault(f"this installation of shardnet does not start any more: {exc}") from exc
-        if answer != version:
-            raise SystemFault(f"the installation is now {answer[:100]!r}, this server runs {version!r}: restart it")
+        if answer != form:
+            raise SystemFault(
+                f"the shardnet that is installed now cannot take over from this one (it says {answer[:100]!r}, not "
+                f"{form!r}): restart the server"
+            )
 
     def replace(self, state: dict[str, Any], fds: Collection[int]) -> Never:
         """Start over: the new program finds the state by `handed_over`, and these descriptors open.

@@ -12,8 +12,8 @@ would leave no way back if another of its generation fails. (The successor runs 
 any respawn: generations number the attempts to change all workers together, not versions of files.) Whichever is
 ready first, the successor or the whole new generation, ends the slot's wait.
 Rule 3: a number of a generation is given once, also if it is discarded.
-Rule 4: with a preloaded app the supervisor's program is renewed before a new generation is forked. That happens between
-two passes: the fleet asks for it, and is told of it, in the same state.
+Rule 4: for an upgrade, and always with a preloaded app, the supervisor's program is renewed before a new generation is
+forked. That happens between two passes: the fleet asks for it, and is told of it, in the same state.
 
 Pure, like `lifecycle`, which owns it and forks for it.
 """
@@ -24,14 +24,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from shardnet.supervisor.events import ReloadBegan, Reloaded, ReloadFailed, ReloadWaits
+from shardnet.supervisor.actions import ReloadBegan, Reloaded, ReloadFailed, ReloadWaits
 from shardnet.supervisor.orders import Orders
-from shardnet.supervisor.slot import Slot, State, Worker
+from shardnet.supervisor.slot import DRAINERS_MAX, Slot, State, Worker
 
 __all__ = ["Reload"]
 
 FIRST_GENERATION: Final = 1
-DISCARD_S: Final = 2.0  # For the end of a worker that has come up, and has no connections.
 
 
 class Reload:
@@ -43,20 +42,24 @@ class Reload:
         self.next: int | None = None  # The one that boots, held.
         self.needs_program = False
         self.began_s = 0.0
+        self.last_failure = ""
         self._slots = slots
         self._orders = orders
-        self._renews = renews
+        self._always_renews = renews
         self._wanted = False
+        self._wants_program = False
         self._said_to_wait = False
         self._failure: tuple[str, str] | None = None
 
-    def ask(self) -> None:
+    def ask(self, *, upgrade: bool = False) -> None:
+        """`upgrade`: whatever is installed by now is to run in the supervisor, too."""
         self._wanted = True
+        self._wants_program = self._wants_program or upgrade
 
     def cancel(self) -> None:
         """The server stops: whoever boots for it is the business of the stop."""
         self._wanted, self.next, self._failure = False, None, None
-        self.needs_program = False
+        self.needs_program = self._wants_program = False
 
     def resume(self, generation: int, last: int, began_s: float) -> None:
         """Go on as the one that asked for a new program, in which this is."""
@@ -83,7 +86,7 @@ class Reload:
     @property
     def is_due(self) -> bool:
         """Whether `plan` has something to do even if nothing happens: workers to fork, or a generation to discard."""
-        unforked = self.next is not None and any(slot.of_generation(self.next) is None for slot in self._slots)
+        unforked = self.next is not None and any(slot.of_generation(self.next) is None for slot in self._wanted_slots())
         return unforked or self._failure is not None
 
     def plan(self) -> bool:
@@ -92,8 +95,8 @@ class Reload:
         if self._failure is not None:
             self._discard(*self._failure)
         elif self.next is not None:
-            held = [worker for worker in self._of(self.next) if worker.state is State.HELD]
-            if len(held) == len(self._slots):
+            workers = (slot.of_generation(self.next) for slot in self._wanted_slots())
+            if all(worker is not None and worker.state is State.HELD for worker in workers):
                 self._complete(self.next)
                 completed = True
         if self._wanted:
@@ -105,6 +108,19 @@ class Reload:
                 self._orders.add(ReloadWaits(in_the_way))
         return completed
 
+    @property
+    def stage(self) -> str | None:
+        """In words, what is under way; None: nothing."""
+        if self.next is not None:
+            workers = [worker for slot in self._wanted_slots() if (worker := slot.of_generation(self.next))]
+            ready = sum(worker.state is State.HELD for worker in workers)
+            return f"generation {self.next}: {ready} of {len(self._wanted_slots())} workers ready"
+        if self.needs_program or self._failure:
+            return "starting over"
+        if self._wanted:
+            return f"waiting: {self._in_the_way() or 'about to begin'}"
+        return None
+
     def _in_the_way(self) -> str | None:
         if self.next is not None:
             return f"generation {self.next} boots"
@@ -114,17 +130,19 @@ class Reload:
             if worker.generation > self.generation:
                 return f"generation {worker.generation} is being discarded"
         # Also when one shard never comes up, a reload may mend it: it only waits for the first attempts.
-        if not any(slot.was_ready for slot in self._slots) or not all(
-            slot.was_ready or slot.failures for slot in self._slots
-        ):
+        wanted = self._wanted_slots()
+        if not any(slot.was_ready for slot in wanted) or not all(slot.was_ready or slot.failures for slot in wanted):
             return "the first workers boot"
+        for slot in wanted:
+            if slot.drainers >= DRAINERS_MAX:
+                return f"{slot.drainers} workers of shard {slot.shard} drain"
         return None
 
     def _begin(self) -> None:
         self._wanted = self._said_to_wait = False
         self.began_s = self._orders.now_s
-        if self._renews:
-            self.needs_program = True
+        if self._always_renews or self._wants_program:
+            self.needs_program, self._wants_program = True, False
         else:
             self._fork_next()
 
@@ -139,7 +157,7 @@ class Reload:
         for worker in self._of(generation):
             orders.serve(worker)
         for slot in self._slots:
-            slot.was_ready = True
+            slot.was_ready = slot.was_ready or slot.wanted
             slot.failures, slot.fork_at_s = 0, -math.inf  # The code is new: so is its account.
             for worker in slot.workers:
                 if worker.generation == generation:
@@ -151,16 +169,14 @@ class Reload:
         self.generation, self.next = generation, None
 
     def _discard(self, why: str, detail: str) -> None:
+        self.last_failure = why
         self._orders.add(ReloadFailed(self.generation, why, detail))
         for worker in () if self.next is None else self._of(self.next):
-            if worker.state is State.HELD:
-                worker.dismissed = True
-                self._orders.drain(worker, timeout_s=DISCARD_S)
-            elif worker.trouble:  # It is on its way out already.
-                worker.asked = worker.dismissed = True
-            else:
-                self._orders.dismiss(worker, "discarded while booting", timeout_s=DISCARD_S)
+            self._orders.discard(worker, "discarded while booting")
         self.next, self._failure = None, None
+
+    def _wanted_slots(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.wanted]
 
     def _of(self, generation: int) -> Iterator[Worker]:
         for slot in self._slots:

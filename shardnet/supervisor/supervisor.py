@@ -12,8 +12,9 @@ from typing import Never, Protocol
 from shardnet.board import Board
 from shardnet.errors import AppError, ExitCode, SystemFault
 from shardnet.listen import ListenerBank
+from shardnet.operatorsocket import OperatorSocket
 from shardnet.seats import ExporterSeat, WorkerSeat
-from shardnet.supervisor.events import Finish
+from shardnet.supervisor.actions import Finish
 from shardnet.supervisor.handover import SupervisorState
 from shardnet.supervisor.loop import Supervisor, SupervisorOptions
 from shardnet.supervisor.system import LinuxSystem
@@ -47,6 +48,7 @@ def supervise(
     on_serving: Callable[[], None] = lambda: None,
     *,
     worker_fds: Collection[int] = (),
+    operators: OperatorSocket | None = None,
     renewal: Renewal | None = None,
     resumed: SupervisorState | None = None,
 ) -> ExitCode:
@@ -67,6 +69,7 @@ def supervise(
         metrics_listener: The exporter's.
         on_serving: Called once, when every shard has a worker that came up.
         worker_fds: Descriptors that workers keep besides those of their seats.
+        operators: Where the commands of operators come in; it stays the caller's.
         renewal: How the program is started over, where a reload needs that.
         resumed: What the supervisor in the program before this one handed over to `renewal`; its children are ours.
 
@@ -77,7 +80,7 @@ def supervise(
         AppError: The app could not be loaded at the first start. Its notes (`__notes__`) hold the traceback.
         NobodyServed: Workers kept failing until nobody had served for a while.
     """
-    system = LinuxSystem(resumed.children, resumed.signals) if resumed else LinuxSystem()
+    system = _system(resumed, operators)
 
     def start_over() -> Never:
         assert renewal is not None
@@ -117,3 +120,9 @@ def _result(finish: Finish) -> ExitCode:
             raise app_error
         case _:
             raise NobodyServed(finish.line)
+
+
+def _system(resumed: SupervisorState | None, operators: OperatorSocket | None) -> LinuxSystem:
+    if resumed is None:
+        return LinuxSystem(operators=operators)
+    return LinuxSystem(resumed.children, resumed.signals, resumed.lost_s, operators)

@@ -1,8 +1,8 @@
 """The seam between the supervisor and the kernel: children, their exits and messages, signals, the clock.
 
-One epoll waits for everything: a pidfd per child (its end), a control endpoint per child (its messages) and a socket
-that signals wake. A signal handler only enqueues, so that a signal is handled between two turns of the loop, never
-in the middle of one.
+One epoll waits for everything: a pidfd per child (its end), a control endpoint per child (its messages), a pipe per
+child (what its fault handler writes, in whatever state it is) and a socket that signals wake. A signal handler only
+enqueues, so that a signal is handled between two turns of the loop, never in the middle of one.
 
 Fork hygiene. All signals are blocked from before the fork until the child has given up the supervisor's handlers:
 in between, a signal for the child would be handled as if it were the supervisor's. The child then closes whatever
@@ -26,114 +26,81 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from shardnet.childhood import close_others, flush_streams, run_exit_functions
-from shardnet.control import ControlEndpoint, Message, pair
+from shardnet.control import ControlEndpoint, pair
 from shardnet.errors import ExitCode
+from shardnet.memory import proportional_bytes
+from shardnet.operatorsocket import OperatorSocket, speaks_for_us
+from shardnet.supervisor.clients import Clients
+from shardnet.supervisor.clock import SteadyClock
 from shardnet.supervisor.events import Ending
 from shardnet.supervisor.handover import ChildState
+from shardnet.supervisor.happenings import (
+    Asked,
+    ChildDumped,
+    ChildExited,
+    ChildMisspoke,
+    ChildSaid,
+    Happening,
+    OrphanReaped,
+)
+from shardnet.supervisor.signals import ASKED, HANDLED, IGNORED_BY_CHILDREN, LAME_DUCK, SCALE
 
 __all__ = [
-    "ASKED",
-    "RELOAD",
-    "REOPEN_LOGS",
-    "STOP_AT_ONCE",
-    "Asked",
-    "ChildExited",
-    "ChildMisspoke",
-    "ChildSaid",
-    "Happening",
     "LinuxSystem",
-    "OrphanReaped",
     "System",
 ]
 
-STOP_GRACEFULLY: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-STOP_AT_ONCE: Final = frozenset({signal.SIGQUIT})
-RELOAD: Final = frozenset({signal.SIGHUP})
-REOPEN_LOGS: Final = frozenset({signal.SIGUSR1})
-# Everything that somebody may send to the supervisor.
-ASKED: Final = STOP_GRACEFULLY | STOP_AT_ONCE | RELOAD | REOPEN_LOGS
-HANDLED: Final = ASKED | {signal.SIGCHLD}
-# Ctrl-C and a hang-up reach the whole foreground process group, and who renames log files tells all processes of that
-# name: what a child is to do about it, the supervisor says.
-IGNORED_BY_CHILDREN: Final = frozenset({signal.SIGINT, *RELOAD, *REOPEN_LOGS})
-SIGNALS_QUEUED_MAX: Final = 2  # Of each. Two say as much as a hundred.
+SIGNALS_QUEUED_MAX: Final = 2  # Of each: two say as much as a hundred. Of those that scale, each counts.
 CORRUPT_MAX: Final = 3  # Packets that are no messages: after so many, what a child says cannot be relied on.
 WAKES_READ_BYTES: Final = 4096
+STACKS_READ_BYTES: Final = 65536  # As much as a pipe holds.
 STANDARD_STREAMS: Final = frozenset({0, 1, 2})
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Somebody sent the supervisor a signal."""
-
-    signum: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSaid:
-    """A child sent a message."""
-
-    child: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class ChildMisspoke:
-    """A child has sent CORRUPT_MAX packets that were no messages. Said once."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChildExited:
-    """A child is gone, and reaped. All that it had sent has been reported before."""
-
-    child: int
-    ending: Ending
-
-
-@dataclass(frozen=True, slots=True)
-class OrphanReaped:
-    """A process ended whose parent we had become: as PID 1, as a sub-reaper, or by an exec."""
-
-    pid: int
-    ending: Ending
-
-
-Happening = Asked | ChildSaid | ChildMisspoke | ChildExited | OrphanReaped
+Enter = Callable[[], Collection[int]]
+Main = Callable[[ControlEndpoint, int], int]
 
 
 class System(Protocol):
     """What the supervisor asks of the world. Children go by numbers of the caller's, never used twice."""
 
     def now_s(self) -> float:
-        """The time of a steady clock."""
+        """The time of a steady clock, which stands still while this process does not get to run."""
         ...
 
     def wait(self, until_s: float) -> list[Happening]:
         """What has happened, at the latest when `until_s` has come: signals first, exits last."""
         ...
 
-    def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
+    def fork(self, child: int, enter: Enter, main: Main) -> int:
         """Start a child; returns its pid, in the parent only.
 
         The child calls `enter`, which closes what it owns of the parent's and returns the descriptors to keep; then
-        `main` with its control endpoint, and exits with what that returns.
+        `main` with its control endpoint and the descriptor for its fault handler, and exits with what that returns.
 
         Raises:
             OSError: The kernel refused; there is no child.
         """
         ...
 
-    def tell(self, child: int, type_: str, **fields: object) -> bool:
-        """Send the child a control message; False if it is gone or does not read."""
+    def tell(self, child: int, type_: str, fds: Collection[int] = (), **fields: object) -> bool:
+        """Send the child a control message, and its own copies of these descriptors; False if it is gone or does not
+        read."""
         ...
 
     def kill(self, child: int, signum: signal.Signals) -> None:
         """Send the child a signal; nothing happens if it is gone."""
+        ...
+
+    def memory_bytes(self, child: int) -> int | None:
+        """How much memory the child has, what it shares in proportion; None where that cannot be known."""
+        ...
+
+    def answer(self, client: int, re: int, **fields: Any) -> None:
+        """Answer an operator's message of this id; nothing happens if the operator is gone, or does not read."""
         ...
 
     def close(self) -> None:
@@ -147,27 +114,44 @@ class _Child:
     pid: int
     pidfd: int
     control: ControlEndpoint
-    is_heard: bool = True  # Its control endpoint is registered.
+    stacks_fd: int  # The reading end.
     misspoke: bool = False
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        os.close(self.stacks_fd)
+        self.control.close()
 
 
 class LinuxSystem:
     """`System` on Linux 5.10 or later. One per process, in its main thread; it owns the process's signal handlers
     until `close`, and unblocks their signals until then."""
 
-    def __init__(self, children: Iterable[ChildState] = (), signals: Iterable[int] = ()) -> None:
-        """`children` and `signals` are those that this process had when it ran another program: see `hand_over`."""
+    def __init__(
+        self,
+        children: Iterable[ChildState] = (),
+        signals: Iterable[int] = (),
+        lost_s: float = 0.0,
+        operators: OperatorSocket | None = None,
+    ) -> None:
+        """`children`, `signals` and `lost_s` are those that this process had when it ran another program: see
+        `hand_over`. `operators` is where commands come in; it stays the caller's."""
+        self._clock = SteadyClock(time.monotonic, lost_s)
         self._children: dict[int, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
         self._signals: collections.deque[int] = collections.deque(signals)
         self._children_ended = True  # There may be some from before us, as after an exec.
         self._epoll = select.epoll()
+        self._operators = operators
+        self._clients = Clients(self._epoll, operators.listener if operators else None, speaks_for_us)
         self._wake_reader, self._wake_writer = socket.socketpair()
         for sock in (self._wake_reader, self._wake_writer):
             sock.setblocking(False)
         self._epoll.register(self._wake_reader, select.EPOLLIN)
         self._old_wakeup_fd = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         handlers = dict.fromkeys(ASKED, self._on_signal)
+        if not any(map(os.isatty, STANDARD_STREAMS)):
+            handlers.update(dict.fromkeys(LAME_DUCK, self._on_signal))
         if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
             del handlers[signal.SIGHUP]  # nohup was asked for.
         self._old_handlers = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
@@ -175,24 +159,30 @@ class LinuxSystem:
         for child in children:
             control = socket.socket(fileno=child.control_fd)
             control.set_inheritable(False)
-            self._adopt(child.number, child.pid, ControlEndpoint(control))
+            os.set_inheritable(child.stacks_fd, False)
+            self._adopt(child.number, child.pid, ControlEndpoint(control), child.stacks_fd)
         if self._signals:
             self._wake_writer.send(b"\0")
         self._old_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
     def now_s(self) -> float:
-        return time.monotonic()
+        return self._clock.now_s()
 
     def wait(self, until_s: float) -> list[Happening]:
+        self._clock.begin_wait(until_s)
         ready = self._epoll.poll(max(0.0, until_s - self.now_s()))
+        self._clock.end_wait()
         said: list[Happening] = []
         exited: list[Happening] = []
         for fd, _ in ready:
             child = self._by_fd.get(fd)
             if fd == self._wake_reader.fileno():
                 self._read_wakes()
-            elif child is not None:  # Else it was reaped a moment ago, for another event of this batch.
+            elif child is None:
+                said += self._clients.hear(fd)  # Or it was reaped a moment ago, for another event of this batch.
+            else:
                 said += self._hear(child)
+                said += self._read_stacks(child)
                 if fd == child.pidfd:
                     exited += self._reap(child)
         if self._children_ended:
@@ -202,40 +192,56 @@ class LinuxSystem:
             signals.append(Asked(self._signals.popleft()))
         return signals + said + exited
 
-    def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
+    def fork(self, child: int, enter: Enter, main: Main) -> int:
         flush_streams()  # Or what is buffered would be printed by both.
-        ours, theirs = pair()
+        stacks_fd, their_stacks_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # A full pipe holds up no fault handler.
+        try:
+            ours, theirs = pair()
+        except OSError:
+            os.close(stacks_fd)
+            os.close(their_stacks_fd)
+            raise
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                self._be_child(ours, theirs, mask, enter, main)
+                os.close(stacks_fd)
+                self._be_child(ours, (theirs, their_stacks_fd), mask, enter, main)
         except OSError:
             ours.close()
+            os.close(stacks_fd)
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
-        self._adopt(child, pid, ours)
+            os.close(their_stacks_fd)
+        self._adopt(child, pid, ours, stacks_fd)
         return pid
 
-    def tell(self, child: int, type_: str, **fields: object) -> bool:
-        return child in self._children and self._children[child].control.send(type_, **fields) is not None
+    def tell(self, child: int, type_: str, fds: Collection[int] = (), **fields: object) -> bool:
+        return child in self._children and self._children[child].control.send(type_, fds, **fields) is not None
 
     def kill(self, child: int, signum: signal.Signals) -> None:
         if child in self._children:
             with contextlib.suppress(ProcessLookupError):  # It has ended, and its exit is on the way to us.
                 signal.pidfd_send_signal(self._children[child].pidfd, signum)
 
-    def hand_over(self) -> tuple[tuple[ChildState, ...], tuple[int, ...]]:
-        """All children, and the signals that nobody has heard of, for the program that will run in this process next.
+    def memory_bytes(self, child: int) -> int | None:
+        return proportional_bytes(self._children[child].pid) if child in self._children else None
+
+    def answer(self, client: int, re: int, **fields: Any) -> None:
+        self._clients.answer(client, re, fields)
+
+    def hand_over(self) -> tuple[tuple[ChildState, ...], tuple[int, ...], float]:
+        """All children, the signals that nobody has heard of, and how far the clock stands behind: for the program that
+        will run in this process next.
 
         Until then, or `keep`, signals wait: blocked ones that are pending survive an exec, handlers do not. Whoever
-        executes has to let the children's `control_fd` survive it.
+        executes has to let the children's descriptors survive it.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        children = (ChildState(c.number, c.pid, c.control.fileno()) for c in self._children.values())
-        return tuple(children), tuple(self._signals)
+        children = (ChildState(c.number, c.pid, c.control.fileno(), c.stacks_fd) for c in self._children.values())
+        return tuple(children), tuple(self._signals), self._clock.lost_s
 
     def keep(self) -> None:
         """Go on as before: nobody took what `hand_over` gave."""
@@ -251,7 +257,7 @@ class LinuxSystem:
     # Signals.
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        if self._signals.count(signum) < SIGNALS_QUEUED_MAX:
+        if signum in SCALE or self._signals.count(signum) < SIGNALS_QUEUED_MAX:
             self._signals.append(signum)
 
     def _on_child_signal(self, _signum: int, _frame: object) -> None:
@@ -264,21 +270,22 @@ class LinuxSystem:
 
     # Children.
 
-    def _adopt(self, number: int, pid: int, control: ControlEndpoint) -> None:
+    def _adopt(self, number: int, pid: int, control: ControlEndpoint, stacks_fd: int) -> None:
         with contextlib.ExitStack() as undo:
             # Out of descriptors or watches: a child that cannot be watched is none. Killed, it is gone at once.
             undo.callback(control.close)
+            undo.callback(os.close, stacks_fd)
             undo.callback(os.waitpid, pid, 0)
             undo.callback(os.kill, pid, signal.SIGKILL)
             # Until it is reaped its pid is its own, so this is no race, even if it has already ended.
             pidfd = os.pidfd_open(pid)
             undo.callback(os.close, pidfd)
-            for fd in (pidfd, control.fileno()):
+            for fd in (pidfd, control.fileno(), stacks_fd):
                 self._epoll.register(fd, select.EPOLLIN)
             undo.pop_all()
-        child = _Child(number, pid, pidfd, control)
+        child = _Child(number, pid, pidfd, control, stacks_fd)
         self._children[number] = child
-        self._by_fd[pidfd] = self._by_fd[control.fileno()] = child
+        self._by_fd.update(dict.fromkeys((pidfd, control.fileno(), stacks_fd), child))
 
     def _hear(self, child: _Child) -> list[Happening]:
         heard: list[Happening] = [ChildSaid(child.number, message) for message in child.control.receive()]
@@ -289,23 +296,33 @@ class LinuxSystem:
             self._stop_hearing(child)  # Its end stays readable for ever; the pidfd tells the rest.
         return heard
 
+    def _read_stacks(self, child: _Child) -> list[Happening]:
+        try:
+            text = os.read(child.stacks_fd, STACKS_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not text:
+            self._stop_watching(child.stacks_fd)  # As for the control endpoint. An app may close what it likes.
+            return []
+        return [ChildDumped(child.number, text.decode(errors="replace"))]
+
+    def _stop_watching(self, fd: int) -> None:
+        if self._by_fd.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
     def _stop_hearing(self, child: _Child) -> None:
-        if child.is_heard:
-            child.is_heard = False
-            self._epoll.unregister(child.control.fileno())
-            del self._by_fd[child.control.fileno()]
+        self._stop_watching(child.control.fileno())
 
     def _reap(self, child: _Child) -> list[Happening]:
         result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
         if result is None:
             return []
-        self._stop_hearing(child)
-        self._epoll.unregister(child.pidfd)
-        del self._by_fd[child.pidfd]
+        last_words = self._read_stacks(child)
+        for fd in (child.control.fileno(), child.stacks_fd, child.pidfd):
+            self._stop_watching(fd)
         del self._children[child.number]
-        os.close(child.pidfd)
-        child.control.close()
-        return [ChildExited(child.number, _ending(result))]
+        child.close()
+        return [*last_words, ChildExited(child.number, _ending(result))]
 
     def _reap_orphans(self) -> list[Happening]:
         """Reap children that we did not fork."""
@@ -326,10 +343,10 @@ class LinuxSystem:
     def _be_child(
         self,
         parents_end: ControlEndpoint,
-        control: ControlEndpoint,
+        own: tuple[ControlEndpoint, int],
         mask: set[signal.Signals | int],
-        enter: Callable[[], Collection[int]],
-        main: Callable[[ControlEndpoint], int],
+        enter: Enter,
+        main: Main,
     ) -> NoReturn:
         code: int = ExitCode.FAILED
         try:
@@ -339,11 +356,14 @@ class LinuxSystem:
                 signal.signal(signum, signal.SIG_IGN if ignored else signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             parents_end.close()
+            if self._operators is not None:
+                self._operators.close_in_child()
             self._close_descriptors()
-            close_others(STANDARD_STREAMS | {control.fileno(), *enter()})
+            control, stacks_fd = own
+            close_others(STANDARD_STREAMS | {control.fileno(), stacks_fd, *enter()})
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             atexit._clear()  # The parent's.
-            code = main(control)
+            code = main(control, stacks_fd)
             run_exit_functions(code)
         except BaseException:
             traceback.print_exc()
@@ -355,9 +375,9 @@ class LinuxSystem:
                 os._exit(code if isinstance(code, int) else ExitCode.FAILED)
 
     def _close_descriptors(self) -> None:
+        self._clients.close_in_child()
         for child in self._children.values():
-            os.close(child.pidfd)
-            child.control.close()
+            child.close()
         self._children.clear()
         self._by_fd.clear()
         self._epoll.close()

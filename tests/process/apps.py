@@ -12,7 +12,9 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import threading
+import time
 
 from shardnet.connection import Connection
 
@@ -159,3 +161,51 @@ async def breaking(conn: Connection) -> None:
         if data == b"break\n":
             conn._host.engine.defer(_break)
         await conn.send(data)
+
+
+async def stuck(conn: Connection) -> None:
+    """Holds the loop in the way that a word says, and echoes everything else."""
+    async for data in conn:
+        match data.strip():
+            case b"sleep":
+                time.sleep(BUSY_S)  # What must not be done.
+            case b"spin":
+                sum(range(10**12))  # One call in C, which no Python signal handler interrupts.
+            case b"segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case _:
+                await conn.send(data)
+
+
+_hoard: list[bytes] = []
+
+
+async def hoarding(conn: Connection) -> None:
+    """Keeps as many bytes as it is told, and says which shard does."""
+    async for data in conn:
+        _hoard.append(b"x" * int(data))
+        await conn.send(b"%d\n" % conn.shard.id)
+
+
+async def stubborn(conn: Connection) -> None:
+    """Echoes, and goes on until it is cut; or leaves a grandchild without a parent, and says its pid."""
+    data = await conn.read()
+    if data != b"orphan":
+        await conn.send(data)
+        await asyncio.sleep(BUSY_S)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0:
+            os.write(writer, b"%d\n" % os.getpid())
+            os.closerange(0, 1024)
+            signal.pause()
+        os._exit(0)
+    os.waitpid(child, 0)
+    await conn.send(os.read(reader, 20))
+
+
+async def silent(conn: Connection) -> None:
+    """Reads, and says nothing."""
+    async for _ in conn:
+        pass

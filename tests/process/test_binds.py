@@ -131,6 +131,7 @@ def test_unix_path_is_served_without_a_gap_through_reloads(path: Path) -> None:
         assert served > 10
 
 
+@pytest.mark.fault("F26")
 def test_second_instance_on_a_unix_path_is_refused_and_told_the_holder(path: Path) -> None:
     with ShardedServer(WHICH, binds=[f"unix:{path}", "127.0.0.1:0"]) as server:
         finished = shardnet("run", WHICH, "--bind", f"unix:{path}", "--metrics-bind", "off")
@@ -140,6 +141,7 @@ def test_second_instance_on_a_unix_path_is_refused_and_told_the_holder(path: Pat
             shard_of(client)
 
 
+@pytest.mark.fault("F26")
 def test_unix_path_of_a_server_that_was_killed_is_taken_over(path: Path) -> None:
     with ShardedServer(WHICH, binds=[f"unix:{path}", "127.0.0.1:0"], expect_status=-signal.SIGKILL) as server:
         server.signal(signal.SIGKILL)
@@ -212,7 +214,8 @@ def test_inherited_socket_is_served_by_every_shard(path: Path, family: str) -> N
         assert server.stdout is not None
         assert f" on fd://{fd}, {SHARDS} shards" in server.stdout.readline()
         shards = Counter(map(shard_of, clients))
-        for _ in range(60):
+        # On a busy machine a worker may not get to run for some tens of connections.
+        while set(shards) != set(range(SHARDS)) and shards.total() < 1000:
             client = stack.enter_context(socket.socket(listener.family))
             client.settimeout(PATIENCE_S)
             client.connect(listener.getsockname())

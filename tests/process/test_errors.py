@@ -66,6 +66,7 @@ WRONG_APPS: Final = [
 ]
 
 
+@pytest.mark.fault("F05")
 @pytest.mark.parametrize(("app", "words"), WRONG_APPS, ids=[app for app, _ in WRONG_APPS])
 @pytest.mark.parametrize("command", [["run", *ON_ANY_PORT], ["check"]], ids=["run", "check"])
 def test_app_that_cannot_be_loaded_is_told_in_one_line(
@@ -96,6 +97,7 @@ def test_check_is_content_with_an_app_that_loads(apps: Path, app: str) -> None:
     assert finished.stderr == ""
 
 
+@pytest.mark.fault("F25")
 def test_address_held_by_another_program_is_told_with_its_pid() -> None:
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         address = f"127.0.0.1:{foreign.getsockname()[1]}"
@@ -128,6 +130,7 @@ def test_metrics_address_held_by_another_program_is_told_when_it_was_asked_for()
     assert_told(finished, ADDRESS, address)
 
 
+@pytest.mark.fault("F24")
 def test_second_instance_is_told_the_pid_of_the_first_and_leaves_it_alone() -> None:
     with ShardedServer("examples.echo:handler") as server:
         workers = server.wait_serving()

@@ -13,6 +13,7 @@ from tests.harness.server import TRACEBACK, ShardedServer
 pytestmark = pytest.mark.process
 
 
+@pytest.mark.fault("F64")
 @pytest.mark.parametrize("error", ["ValueError", "KeyboardInterrupt", "SystemExit"])
 @pytest.mark.parametrize("app", ["tests.process.apps:raising", "tests.process.apps:raising_on_data"])
 def test_handler_that_raises_hurts_its_own_connection_only(app: str, error: str) -> None:

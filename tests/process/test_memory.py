@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 
+from shardnet.filelimit import raise_file_limit
 from tests.harness.client import Client
 from tests.harness.procs import private_bytes
 from tests.harness.server import ShardedServer
@@ -33,12 +34,12 @@ IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h: the port is chosen at connect
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < CONNECTIONS + 200:
-        pytest.skip(f"the limit of open files is {hard}, and this opens {CONNECTIONS} connections")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = raise_file_limit()
+    if limit < CONNECTIONS + 200:
+        pytest.skip(f"the limit of open files is {limit}, and this opens {CONNECTIONS} connections")
     yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.timeout(300)

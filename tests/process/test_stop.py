@@ -148,6 +148,7 @@ def test_term_refuses_newcomers_while_it_drains(gate: Gate) -> None:
         assert server.wait(10.0) == 0
 
 
+@pytest.mark.fault("F65")
 def test_term_cuts_what_is_not_done_when_the_drain_timeout_has_passed() -> None:
     with ShardedServer(
         "tests.process.apps:busy", workers=2, options=["--drain-timeout", "1"]
@@ -227,6 +228,7 @@ def test_int_to_the_whole_terminal_lets_replies_finish(gate: Gate) -> None:
         assert server.wait(10.0) == 0
 
 
+@pytest.mark.fault("F18")
 def test_workers_end_by_themselves_when_the_supervisor_is_killed(gate: Gate) -> None:
     """The law: without a supervisor the workers serve on for the grace, finish what they have, and leave nothing."""
     with ShardedServer(
@@ -251,6 +253,7 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(gate: Gate) -> 
         assert can_bind(*server.metrics_address)
 
 
+@pytest.mark.fault("F18")
 def test_orphans_cut_what_is_not_done_when_the_drain_timeout_has_passed() -> None:
     with ShardedServer(
         "tests.process.apps:busy", workers=2, options=["--drain-timeout", "1"], expect_status=-signal.SIGKILL
