@@ -31,6 +31,8 @@ CONFIGURATION: Final = """\
 global:
   scrape_interval: 1s
   scrape_timeout: 1s
+  evaluation_interval: 1s
+rule_files: [{rules}]
 scrape_configs:
   - job_name: shardnet
     static_configs:
@@ -74,6 +76,11 @@ class Prometheus:
         active: list[dict[str, Any]] = (await self._get("targets"))["activeTargets"]
         return active
 
+    async def alerts(self) -> list[dict[str, Any]]:
+        """Those that are pending or fire, with state, labels and annotations."""
+        found: list[dict[str, Any]] = (await self._get("alerts"))["alerts"]
+        return found
+
     async def metadata(self) -> dict[str, list[dict[str, str]]]:
         """Type and help by metric, as it understood them."""
         data: dict[str, list[dict[str, str]]] = await self._get("metadata")
@@ -91,10 +98,15 @@ def _without(labels: dict[str, str], *names: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def prometheus_scraping(port: int, directory: Path) -> AsyncIterator[Prometheus]:
-    """A Prometheus that scrapes this port of the loopback each second; its data live in `directory`."""
+async def prometheus_scraping(
+    port: int, directory: Path, *, rules: str = "", more: str = ""
+) -> AsyncIterator[Prometheus]:
+    """A Prometheus that scrapes this port of the loopback, and evaluates these rules, each second; its data live in
+    `directory`. `more` are lines for its scrape configuration, indented by four."""
     program = find_tools().prometheus
-    (directory / "prometheus.yml").write_text(CONFIGURATION.format(port=port))
+    configuration = CONFIGURATION.format(port=port, rules="rules.yml" if rules else "")
+    (directory / "prometheus.yml").write_text(configuration + more)
+    (directory / "rules.yml").write_text(rules)
     with socket.create_server(("127.0.0.1", 0)) as free:
         own = f"127.0.0.1:{free.getsockname()[1]}"
     process = await asyncio.create_subprocess_exec(

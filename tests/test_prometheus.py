@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from shardnet.board import Board, Role
+from shardnet.catalogue.cells import declare_supervisor_metrics, declare_worker_metrics
 from shardnet.exporter import Exporter
 from shardnet.exporter.http_pages import HttpPages, Request, Response
-from shardnet.metrics import declare_supervisor_metrics, declare_worker_metrics
 from shardnet.watcher.counters import LOOP_TURNS
 from tests.page_server import serving
 from tests.prometheus_tool import find_tools, prometheus_scraping
@@ -25,7 +25,7 @@ def board() -> Iterator[Board]:
     """A board where every cell holds its shard times 1000 and its own number."""
     board = Board.create(SHARDS)
     supervisor = board.row(board.claim(Role.SUPERVISOR, 0, 0, 0, started_ns=0))
-    supervisor.counts[declare_supervisor_metrics(supervisor, SHARDS).shards_configured] = SHARDS
+    supervisor.counts[declare_supervisor_metrics(supervisor).shards_configured] = SHARDS
     for shard in range(SHARDS):
         row = board.row(board.claim(Role.WORKER, shard, 1, shard + 1, started_ns=0))
         for cell in range(declare_worker_metrics(row, ["127.0.0.1:9000"]).count):

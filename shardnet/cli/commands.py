@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,14 +13,20 @@ import click
 from shardnet import __version__
 from shardnet.check import check_app
 from shardnet.cli.bench import bench
+from shardnet.cli.chaos import chaos
 from shardnet.cli.flags import HELP_WIDTH, GroupedCommand, resolved, with_settings
-from shardnet.config import FILE_NAME, OFF, PYPROJECT, Resolved, render
+from shardnet.cli.health import health
+from shardnet.cli.operate import COMMANDS
+from shardnet.cli.top import top
+from shardnet.config import FILE_NAME, OFF, PYPROJECT, Resolved, changed, render
 from shardnet.errors import SystemFault
 from shardnet.listen.address import parse_address, parse_tcp_address, refuse_overlap
 from shardnet.listen.unix import parse_owner
-from shardnet.serve import absolute, serve
+from shardnet.serve import absolute, handover_form, serve
+from shardnet.supervisor.program import HANDOVER_FLAG
 
 STDOUT_NAME: Final = "-"
+CONTAINER_DRAIN_S: Final = 8.0  # As PID 1: `docker stop` kills after 10 s, unless it is told otherwise.
 
 RUN_EPILOG: Final = """\b
 Examples:
@@ -29,7 +36,9 @@ Examples:
   SHARDNET_LOG_FORMAT=json shardnet run app:handler --config /etc/shardnet.toml
 
 \b
-Signals: TERM, INT stop gracefully, QUIT or a second one at once; HUP reloads; USR1 reopens logs.
+Signals: TERM, INT stop gracefully, QUIT or a second one at once; HUP reloads; USR2 upgrades;
+USR1 reopens logs; TTIN, TTOU: one shard more, less;
+WINCH: not ready, still serving.
 Exit status: 0 stopped as asked, 2 usage, 3 configuration, 4 app, 5 address, 70 nobody served."""
 
 SHOW_EPILOG: Final = """Later layers win: defaults, the file, SHARDNET_* variables, flags. The flags are those of
@@ -49,13 +58,22 @@ class Debugging:
 )
 @click.pass_context
 @click.version_option(__version__, prog_name="shardnet", message="%(prog)s %(version)s")
-def cli(ctx: click.Context) -> None:
+@click.option(HANDOVER_FLAG, "asked_form", is_flag=True, hidden=True)  # A running server asks before it starts over.
+def cli(ctx: click.Context, asked_form: bool) -> None:
     """Serve TCP with one worker process per core, and lose no connection that waits in a queue."""
+    if asked_form:
+        click.echo(handover_form())
+        ctx.exit()
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 cli.add_command(bench)
+cli.add_command(chaos)
+cli.add_command(health)
+cli.add_command(top)
+for operation in COMMANDS:
+    cli.add_command(operation)
 
 
 @cli.command(cls=GroupedCommand, epilog=RUN_EPILOG, short_help="Serve a handler.")
@@ -69,8 +87,11 @@ def run(ctx: click.Context, /, **values: Any) -> None:
     """
     known = _settle(ctx, values)
     app = _app_of(ctx, known)
+    settings = known.settings
+    if os.getpid() == 1 and known.is_default("drain_timeout_s"):
+        settings = changed(settings, drain_timeout_s=CONTAINER_DRAIN_S)
     asked_for_metrics = not known.is_default("metrics_bind")
-    ctx.exit(serve(app, known.settings, metrics_required=asked_for_metrics, config=known.file))
+    ctx.exit(serve(app, settings, metrics_required=asked_for_metrics, config=known.file))
 
 
 @cli.command(cls=GroupedCommand, short_help="Load an app and say what it is, or what is wrong with it.")

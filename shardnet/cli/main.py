@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 import click
 
 from shardnet.cli.commands import Debugging, cli
-from shardnet.errors import AddressInUse, AppError, ConfigError, ExitCode, ShardnetError, UsageError
+from shardnet.errors import AddressInUse, AppError, ConfigError, ExitCode, NotRunning, ShardnetError, UsageError
 from shardnet.holder import with_holder
 from shardnet.serve import resume_if_handed_over
 from shardnet.supervisor.supervisor import NobodyServed
@@ -77,6 +77,8 @@ def _exit_code(error: ShardnetError) -> ExitCode:
             return ExitCode.USAGE
         case AddressInUse():
             return ExitCode.ADDRESS
+        case NotRunning():
+            return ExitCode.NOT_RUNNING
         case NobodyServed():
             return ExitCode.UNSERVED
         case _:

@@ -1,17 +1,17 @@
 """HTTP/1.1, as far as pages that are only read need it: GET and HEAD, no bodies, keep-alive.
 
 The pages are for machines that come back every few seconds, on an address that others may reach too. So a client
-costs little, and not for long: a request has a second to arrive, its answer a second to leave, and only so many
-clients may stay for another one.
+costs little, and not for long: a request has a second to arrive, its answer a second to leave.
 
 Lives here: one connection's conversation and its bounds. Must not live here: what the pages say, sockets, and how
-many connections there may be.
+many connections there may be (see `reception`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import enum
 import http
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,12 +20,20 @@ from typing import Final, Protocol
 
 import h11
 
-__all__ = ["Client", "HttpPages", "Request", "Response"]
+__all__ = ["Client", "HttpPages", "Request", "Response", "Stage", "plain"]
 
 HEADER_MAX_BYTES: Final = 8192
 DEADLINE_S: Final = 1.0  # For a request to arrive, whole; then for its answer to be with the kernel.
 IDLE_MAX_S: Final = 75.0  # Longer than the usual minute between two scrapes.
-KEEP_ALIVE_MAX: Final = 32  # While there are more clients than that, an answer ends its connection.
+
+
+class Stage(enum.IntEnum):
+    """How far a client is. The higher, the worse it can be spared."""
+
+    LEAVING = 0  # It has had its answers.
+    IDLE = 1  # It may ask for more.
+    ASKING = 2  # Its request, or what has to come before, is on the way.
+    FETCHING = 3  # Its answer is.
 
 
 class Client(Protocol):
@@ -50,6 +58,7 @@ class Request:
 
     path: str
     headers: Mapping[str, str]  # Names in lower case; of a repeated one, the values with commas between.
+    certified: bool = False  # The client has proved a certificate that we trust.
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,32 +87,37 @@ class HttpPages:
         self._respond = respond
         self._deadline_s = deadline_s
         self._idle_max_s = idle_max_s
-        self._clients = 0
 
-    async def serve(self, client: Client) -> None:
-        """Talks to one client until either side has had enough; the caller then closes the connection."""
-        self._clients += 1
-        try:
-            conversation = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_MAX_BYTES)
-            while await self._exchange(conversation, client):
-                conversation.start_next_cycle()
-                if not await self._another(conversation, client):
-                    break
-        finally:
-            self._clients -= 1
+    async def serve(
+        self, client: Client, on_stage: Callable[[Stage], object] = lambda stage: None, *, certified: bool = False
+    ) -> None:
+        """Talks to one client until either side has had enough; the caller then closes the connection.
 
-    async def _exchange(self, conversation: h11.Connection, client: Client) -> bool:
+        `on_stage` is told how far it is; `certified`, what its requests are to say of it.
+        """
+        conversation = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_MAX_BYTES)
+        while await self._exchange(conversation, client, on_stage, certified):
+            conversation.start_next_cycle()
+            on_stage(Stage.IDLE)
+            if not await self._another(conversation, client):
+                break
+
+    async def _exchange(
+        self, conversation: h11.Connection, client: Client, on_stage: Callable[[Stage], object], certified: bool
+    ) -> bool:
         """One request and its answer; False when the connection is done with."""
         head_only = False
+        on_stage(Stage.ASKING)
         try:
             event = await self._receive(conversation, client)
             if event is None:
                 return False
             head_only = event.method == b"HEAD"
-            response = self._answer(conversation, event)
+            response = self._answer(conversation, event, certified)
         except h11.RemoteProtocolError as exc:
-            response = _text(http.HTTPStatus(exc.error_status_hint), str(exc), ("Connection", "close"))
-        answer = _render(conversation, response, head_only, last=self._clients > KEEP_ALIVE_MAX)
+            response = plain(http.HTTPStatus(exc.error_status_hint), str(exc), ("Connection", "close"))
+        answer = _render(conversation, response, head_only)
+        on_stage(Stage.FETCHING)
         try:
             async with asyncio.timeout(self._deadline_s):
                 await client.send(answer)
@@ -134,14 +148,14 @@ class HttpPages:
         conversation.receive_data(data)
         return data != b""
 
-    def _answer(self, conversation: h11.Connection, event: h11.Request) -> Response:
+    def _answer(self, conversation: h11.Connection, event: h11.Request, certified: bool) -> Response:
         # The parser minds this limit only while it waits for more, not when a longer header arrives in one piece.
         if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > HEADER_MAX_BYTES:
             raise h11.RemoteProtocolError(f"a request header has at most {HEADER_MAX_BYTES} bytes", 431)
         if not isinstance(conversation.next_event(), h11.EndOfMessage):
             raise h11.RemoteProtocolError("a request has no body here", 413)
         if event.method not in (b"GET", b"HEAD"):
-            return _text(http.HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only", ("Allow", "GET, HEAD"))
+            return plain(http.HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD only", ("Allow", "GET, HEAD"))
         headers: dict[str, str] = {}
         for raw_name, raw_value in event.headers:
             name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
@@ -150,10 +164,10 @@ class HttpPages:
             path = urllib.parse.urlsplit(event.target.decode("ascii")).path
         except ValueError as exc:
             raise h11.RemoteProtocolError(f"no such address can be: {exc}") from exc
-        return self._respond(Request(path, headers))
+        return self._respond(Request(path, headers, certified))
 
 
-def _render(conversation: h11.Connection, response: Response, head_only: bool, last: bool) -> bytes:
+def _render(conversation: h11.Connection, response: Response, head_only: bool) -> bytes:
     headers = [
         ("Content-Type", response.content_type),
         ("Content-Length", str(len(response.body))),
@@ -161,8 +175,6 @@ def _render(conversation: h11.Connection, response: Response, head_only: bool, l
         ("Date", email.utils.formatdate(usegmt=True)),
         *response.headers,
     ]
-    if last:
-        headers.append(("Connection", "close"))
     head = h11.Response(status_code=response.status, reason=response.status.phrase, headers=headers)
     parts = [conversation.send(head)]
     if not head_only:
@@ -171,5 +183,6 @@ def _render(conversation: h11.Connection, response: Response, head_only: bool, l
     return b"".join(part for part in parts if part)
 
 
-def _text(status: http.HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
+def plain(status: http.HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
+    """A line of text."""
     return Response(status, "text/plain; charset=utf-8", f"{text}\n".encode(), headers)
