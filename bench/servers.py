@@ -24,6 +24,7 @@ class Server:
     title: str
     app: str = ""
     reference: tuple[str, ...] = ()  # What `python -m bench.reference` is told.
+    extra: bool = False  # Measured only when it is asked for by name.
 
     @property
     def ours(self) -> bool:
@@ -41,6 +42,8 @@ SERVERS: Final = (
     Server("shardnet-for", "shardnet, `async def handler(conn)`, async for", app="bench.handlers:async_for"),
     Server("shardnet-protocol", "shardnet, Protocol", app="bench.handlers:EchoProtocol"),
     Server("shardnet-streams", "shardnet, `async def handler(reader, writer)`", app="bench.handlers:streams"),
+    Server("unmetered-callback", "shardnet, callback, without its meter", app="bench.unmetered:on_data", extra=True),
+    Server("unmetered-conn", "shardnet, handler(conn), without its meter", app="bench.unmetered:read_send", extra=True),
 )
 
 
@@ -50,7 +53,9 @@ def choose(patterns: list[str]) -> list[Server]:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(server.name, pattern) for server in SERVERS):
             raise BenchError(f"no server is called {pattern!r}; there are {', '.join(s.name for s in SERVERS)}")
-    return [s for s in SERVERS if not patterns or any(fnmatch.fnmatchcase(s.name, p) for p in patterns)]
+    if not patterns:
+        return [server for server in SERVERS if not server.extra]
+    return [server for server in SERVERS if any(fnmatch.fnmatchcase(server.name, pattern) for pattern in patterns)]
 
 
 def command_of(server: Server) -> list[str]:

@@ -29,7 +29,7 @@ __all__ = ["Settings", "Suite"]
 
 CROWD: Final = 8192
 ROUNDS_MAX: Final = 10  # Of one set of servers.
-STORM_EACH: Final = 5  # Every so many rounds there is a storm, which takes longer, and of which fewer will do.
+STORM_ROUNDS_MAX: Final = 8  # They take longer, and fewer will do.
 SPARE_FILES: Final = 256  # Descriptors of a server, or of the generator, that are no connections.
 
 Run = Callable[[Running], list[Record]]
@@ -123,7 +123,7 @@ class Suite:
 
     def _rounds_of(self, scenario: Scenario) -> int:
         rounds = self._settings.rounds
-        return -(-rounds // STORM_EACH) if scenario is Scenario.STORM and rounds > STORM_EACH else rounds
+        return min(rounds, STORM_ROUNDS_MAX) if scenario is Scenario.STORM else rounds
 
     def _runs(self, scenario: Scenario, server: Server, number: int = 0) -> list[tuple[str, Run]]:
         """What a round has of a scenario for a server; memory is none of it."""
@@ -146,10 +146,10 @@ class Suite:
     def _rounds(self, scenario: Scenario) -> None:
         rounds = self._rounds_of(scenario)
         for first in range(0, rounds, ROUNDS_MAX):
-            self._set(scenario, range(first, min(first + ROUNDS_MAX, rounds)), rounds)
+            self._with_new_servers(scenario, range(first, min(first + ROUNDS_MAX, rounds)), rounds)
 
-    def _set(self, scenario: Scenario, numbers: range, rounds: int) -> None:
-        """These rounds, of one set of servers."""
+    def _with_new_servers(self, scenario: Scenario, numbers: range, rounds: int) -> None:
+        """These rounds, of so many."""
         with contextlib.ExitStack() as stack:
             self._progress.step(f"{scenario}, starting the servers")
             running = {}

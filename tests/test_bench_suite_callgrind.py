@@ -20,6 +20,7 @@ def test_rise_of_three_percent_passes_and_more_is_told() -> None:
 
 
 @pytest.mark.skipif(VALGRIND is None, reason="there is no valgrind on PATH, nor in .tools")
+@pytest.mark.slow
 def test_more_messages_are_more_instructions() -> None:
     assert VALGRIND is not None
     few, many = count(VALGRIND, "callback", 50), count(VALGRIND, "callback", 250)
