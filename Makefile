@@ -4,14 +4,20 @@
 #   make test         all checks, and all tests but those below (minutes), on the compiled engine where there is a
 #                     compiler; ENGINE=python runs them, and all that follows, on the interpreted one
 #   make lint         the checks alone: ruff, mypy
-#   make test-slow    the watcher at full size: 12,000 connections, 100 MB, random scripts (minutes; CI runs it)
+#   make test-slow    the watcher at full size, CPython's own tests of asyncio, every fault under load (minutes; CI
+#                     runs it)
 #   make test-load    the full-size load tests (longer)
 #   make coverage     every line and branch of the watcher, run by its tests (minutes)
 #   make engine       compile the engine in place, what has changed of it: docs/building.md
 #   make memcheck     the engine's tests with AddressSanitizer in it (minutes)
 #   make bench        shardnet beside bare C, uvloop and asyncio, in .tools/bench/results (ten minutes, BENCH_ARGS)
+#   make chaos        shardnet hurt in every way under load, for two minutes (CHAOS_ARGS): docs/reliability.md
+#   make reliability  the same done to other servers (five minutes, RELIABILITY_ARGS)
 #   make bench-micro  parts of the engine alone
 #   make callgrind    instructions per message, compared with what is recorded (minutes; CI runs it)
+#   make dashboards   grafana/dashboards/*.json, from grafana/content
+#   make validate-dashboards  hold them against Grafana's types; needs npm
+#   make pictures     docs/img: the dashboards of a real server, drawn by Grafana's components; needs npm (minutes)
 #   make dist         an sdist and a wheel, in dist/
 #   make stress       the watcher under random operations on 8000 connections, for SECONDS (600)
 #   make clean        remove everything that these made
@@ -27,6 +33,8 @@ POLLER ?= epoll
 BIND ?= 127.0.0.1:9000
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?= --faults full
+RELIABILITY_ARGS ?=
 ENGINE ?= $(SHARDNET_ENGINE)
 
 BIN := $(VENV)/bin
@@ -35,10 +43,23 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip
 
 export SHARDNET_ENGINE := $(ENGINE)
 
-.PHONY: run engine test lint test-slow test-load coverage memcheck bench bench-micro callgrind dist stress clean
+.PHONY: run dashboards validate-dashboards pictures engine test lint test-slow test-load coverage memcheck bench bench-micro callgrind chaos reliability dist stress clean
 
 run: $(VENV)/.installed
 	@$(BIN)/shardnet run examples.echo:handler --workers $(WORKERS) --bind $(BIND)
+
+dashboards: $(VENV)/.installed-dev
+	$(BIN)/python -m grafana
+
+# Needs npm, and its registry.
+validate-dashboards:
+	cd grafana/validate && npm ci --no-audit --no-fund && npm run --silent validate
+
+# Needs npm with its registry, Chromium, and 700 MB.
+pictures: $(VENV)/.installed-dev
+	tools/fetch-prometheus.sh
+	tools/fetch-chromium.sh
+	$(BIN)/python -m grafana.pictures
 
 engine: $(VENV)/.installed-dev
 ifneq ($(ENGINE),python)
@@ -48,7 +69,7 @@ endif
 test: lint engine
 	tools/fetch-prometheus.sh
 	tools/fetch-strace.sh
-	tools/fetch-python-tests.sh $(BIN)/python
+	tools/fetch-tmux.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -57,6 +78,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test-slow: engine
+	tools/fetch-strace.sh
+	tools/fetch-tmux.sh
+	tools/fetch-python-tests.sh $(BIN)/python
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-load: engine
@@ -78,6 +102,12 @@ bench: engine $(VENV)/.installed-bench
 
 bench-micro: engine $(VENV)/.installed-bench
 	$(BIN)/python -m pytest bench/micro $(PYTEST_ARGS)
+
+chaos: engine
+	$(BIN)/shardnet chaos examples.echo:handler $(CHAOS_ARGS)
+
+reliability: engine $(VENV)/.installed-reliability
+	$(BIN)/python -m bench.reliability $(RELIABILITY_ARGS)
 
 callgrind: engine
 	tools/fetch-valgrind.sh
@@ -102,6 +132,11 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	@echo "Installing the tools for development into $(VENV)"
 	@$(PIP) install --quiet --group dev
+	@touch $@
+
+$(VENV)/.installed-reliability: $(VENV)/.installed-dev
+	@echo "Installing the servers to compare with into $(VENV)"
+	@$(PIP) install --quiet --group reliability
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev

@@ -15,7 +15,8 @@ from typing import Final
 
 PROJECT: Final = Path(__file__).resolve().parents[1]
 LEFT_OUT: Final = (
-    ".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "*.pxd", "*.pyx", "_compiled.*", "tests",
+    ".*", "node_modules", "build", "dist", "*.egg-info", "__pycache__", "*.so", "*.pxd", "*.pyx", "_compiled.*",
+    "tests",
 )  # fmt: skip
 TIMEOUT_S: Final = 55
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from shardnet.exporter.http_pages import HttpPages
+from shardnet.exporter.http_pages import HttpPages, Stage
 
 __all__ = ["PageServer", "serving"]
 
@@ -47,6 +47,7 @@ class PageServer:
     port: int = 0
     connections: int = 0  # Ever accepted.
     ended: asyncio.Queue[Exception | None] = field(default_factory=asyncio.Queue)  # What each one ended with.
+    stages: list[Stage] = field(default_factory=list)  # Of all of them.
 
     @property
     def url(self) -> str:
@@ -63,7 +64,7 @@ async def serving(pages: HttpPages) -> AsyncIterator[PageServer]:
         served.connections += 1
         error: Exception | None = None
         try:
-            await pages.serve(AsyncioClient(reader, writer))
+            await pages.serve(AsyncioClient(reader, writer), served.stages.append)
         except Exception as exc:
             error = exc
         finally:

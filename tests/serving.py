@@ -22,10 +22,10 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from shardnet.app import App, Handler, Kind
+from shardnet.catalogue.cells import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, AT_RECEIVED, AT_SENT
 from shardnet.connection import CloseReason, Connection, Limits
 from shardnet.log import Log
 from shardnet.loop import new_loop
-from shardnet.metrics import AT_ACCEPTED, AT_ACTIVE, AT_CLOSED, AT_RECEIVED, AT_SENT
 from shardnet.server import Server, private_cells
 from shardnet.testing.serving import open_listener, resolve_handler
 from shardnet.watcher.counters import Op, Outcome, completions_cell
@@ -140,8 +140,8 @@ class Serving:
             limits=limits,
         )
         self.listeners = [open_listener(host, send_buffer_bytes=send_buffer_bytes) for _ in range(listener_count)]
-        for listener in self.listeners:
-            self.server.listen(listener)
+        for address, listener in enumerate(self.listeners):
+            self.server.listen(listener, address)
         self.clients: list[Client] = []
 
     def __enter__(self) -> Self:

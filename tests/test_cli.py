@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from shardnet.cli import cli
 from shardnet.config import SETTINGS, Group
 
-HELP_LINES_MAX = 70
+HELP_LINES_MAX = 80
 WIDTH = 100
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from bench.handlers import EchoProtocol, async_for, on_data, read_send
 from shardnet.app import Kind
 from shardnet.compiled import ENGINE
 from shardnet.connection import Connection
@@ -21,28 +22,6 @@ WORD: Final = b"0123456789\n"
 SCOPE: Final = "__pyx_scope"  # The frame of a coroutine that is compiled.
 EMPTY_BYTES: Final = sys.getsizeof(bytearray()) + 1  # The reader has one, as any `asyncio.StreamReader`.
 CONTAINERS: Final = (bytes, bytearray, list, deque, dict)
-
-
-def on_data(conn: Connection, data: bytes) -> None:
-    conn.write(data)
-
-
-class Echo(asyncio.Protocol):
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-async def read_conn(conn: Connection) -> None:
-    while data := await conn.read():
-        await conn.send(data)
-
-
-async def chunks_of_conn(conn: Connection) -> None:
-    async for data in conn:
-        await conn.send(data)
 
 
 async def lines_of_conn(conn: Connection) -> None:
@@ -58,9 +37,9 @@ async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 HANDLERS: Final = [
     pytest.param(on_data, Kind.CALLBACK, {"CallbackConnection"}, id="callback"),
-    pytest.param(Echo, Kind.PROTOCOL, {"ProtocolConnection", "ConnectionTransport"}, id="protocol"),
-    pytest.param(read_conn, Kind.CONN, {"Connection", "Waiter", "Read"}, id="conn"),
-    pytest.param(chunks_of_conn, Kind.CONN, {"Connection", "Waiter", "Chunk"}, id="conn-chunks"),
+    pytest.param(EchoProtocol, Kind.PROTOCOL, {"ProtocolConnection", "ConnectionTransport"}, id="protocol"),
+    pytest.param(read_send, Kind.CONN, {"Connection", "Waiter", "Read"}, id="conn"),
+    pytest.param(async_for, Kind.CONN, {"Connection", "Waiter", "Chunk"}, id="conn-chunks"),
     pytest.param(lines_of_conn, Kind.CONN, {"Connection", "Waiter", "Fill"}, id="conn-lines"),
     pytest.param(
         streams,

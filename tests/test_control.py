@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +83,7 @@ def test_receive_takes_a_bounded_number_when_the_peer_babbles(ends: Ends) -> Non
         b'{"id": 1, "type": "x", "pad": "' + b"x" * PACKET_MAX_BYTES + b'"}',
     ],
 )
+@pytest.mark.fault("F34")
 def test_packet_that_is_no_message_is_skipped_and_counted(end_and_raw_peer: EndAndRawPeer, packet: bytes) -> None:
     ours, peer = end_and_raw_peer
     peer.send(packet)
@@ -160,3 +164,61 @@ def test_packet_is_plain_json(end_and_raw_peer: EndAndRawPeer) -> None:
     ours, peer = end_and_raw_peer
     ours.send("ready", shard=2)
     assert json.loads(peer.recv(PACKET_MAX_BYTES)) == {"id": 1, "type": "ready", "shard": 2}
+
+
+def open_fds() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_descriptors_come_with_a_message_as_copies_of_our_own(ends: Ends) -> None:
+    left, right = ends
+    read_fd, write_fd = os.pipe()
+    assert left.send("lend", [write_fd], loan=1) is not None
+    os.close(write_fd)
+    [message] = right.receive(fds_max=2)
+    [copy] = message.fds
+    assert not os.get_inheritable(copy)
+    os.write(copy, b"x")
+    assert os.read(read_fd, 1) == b"x"
+    message.close_fds()
+    assert os.read(read_fd, 1) == b""  # Nobody has the other end any more.
+    os.close(read_fd)
+
+
+def test_descriptors_that_nobody_wants_are_not_kept(ends: Ends) -> None:
+    left, right = ends
+    before = open_fds()
+    left.send("lend", [0, 1])
+    left.send("lend", [0, 1])
+    assert right.receive()[0].fds == ()
+    assert open_fds() == before
+
+
+def test_descriptors_of_a_packet_that_is_no_message_are_closed(end_and_raw_peer: EndAndRawPeer) -> None:
+    endpoint, raw = end_and_raw_peer
+    before = open_fds()
+    socket.send_fds(raw, [b"rubbish"], [0, 1])
+    assert endpoint.receive(fds_max=2) == []
+    assert endpoint.corrupt == 1
+    assert open_fds() == before
+
+
+def test_descriptors_for_which_there_is_no_room_do_not_come(ends: Ends) -> None:
+    left, right = ends
+    left.send("lend", [0, 1, 2])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        [message] = right.receive(fds_max=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(message.fds) < 3
+    message.close_fds()
+
+
+def test_message_with_more_descriptors_than_a_packet_brings_is_refused(ends: Ends) -> None:
+    with pytest.raises(ValueError, match="at most 253"):
+        ends[0].send("lend", [0] * 254)
+    assert ends[0].send("lend", [0] * 253) is not None

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from shardnet.board import Board
+from shardnet.catalogue.families import SHARD_RESTARTS
 from shardnet.errors import ExitCode, UsageError
 from shardnet.listen import ListenerBank, parse_address
-from shardnet.metrics import SHARD_RESTARTS
 from shardnet.seats import WorkerSeat
-from shardnet.supervisor.events import Finish
+from shardnet.supervisor.actions import Finish
 from shardnet.supervisor.supervisor import Supervisor, SupervisorOptions
 from shardnet.supervisor.system import System
 from shardnet.testing import FakeClock, FakeSystem, StoryOver

@@ -27,10 +27,19 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from signal import SIGKILL, Signals
 
-from shardnet.control import ControlEndpoint, Message
+from shardnet.control import Message
 from shardnet.errors import UsageError
 from shardnet.supervisor.events import Ending
-from shardnet.supervisor.system import Asked, ChildExited, ChildMisspoke, ChildSaid, Happening
+from shardnet.supervisor.happenings import (
+    Asked,
+    ChildDumped,
+    ChildExited,
+    ChildMisspoke,
+    ChildSaid,
+    ClientAsked,
+    Happening,
+)
+from shardnet.supervisor.system import Enter, Main
 from shardnet.testing.clock import FakeClock
 
 __all__ = ["FakeChild", "FakeSystem", "StoryOver"]
@@ -67,6 +76,8 @@ class FakeSystem:
         self.clock = FakeClock() if clock is None else clock
         self.children: dict[int, FakeChild] = {}  # All that ever were, by number.
         self.until_s = self.clock.now_s  # When the supervisor would have looked by itself: its next deadline.
+        self.answers: list[tuple[int, int, dict[str, object]]] = []  # What operators were told: client, id, fields.
+        self.memory: dict[int, int] = {}  # How much the story says that a child has, in bytes.
         self.closed = False
         self._story = story(self)
         self._forks_refused = 0
@@ -90,6 +101,14 @@ class FakeSystem:
         one = self._living(child)
         one.messages += 1
         self._said.append(ChildSaid(child, Message(one.messages, type_, dict(fields))))
+
+    def dumps(self, child: int, text: str) -> None:
+        """A child's fault handler writes."""
+        self._said.append(ChildDumped(self._living(child).number, text))
+
+    def asks(self, client: int, type_: str, **fields: object) -> None:
+        """An operator sends a command, always with the id 1."""
+        self._said.append(ClientAsked(client, Message(1, type_, dict(fields))))
 
     def misspeaks(self, child: int) -> None:
         """A child sends what are no messages, too often."""
@@ -126,14 +145,14 @@ class FakeSystem:
         self._asked, self._said, self._exited = [], [], []
         return happenings
 
-    def fork(self, child: int, enter: Callable[[], Collection[int]], main: Callable[[ControlEndpoint], int]) -> int:
+    def fork(self, child: int, enter: Enter, main: Main) -> int:
         if self._forks_refused:
             self._forks_refused -= 1
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         self.children[child] = FakeChild(child, FIRST_PID + child, self.now_s())
         return self.children[child].pid
 
-    def tell(self, child: int, type_: str, **fields: object) -> bool:
+    def tell(self, child: int, type_: str, fds: Collection[int] = (), **fields: object) -> bool:
         one = self.children.get(child)
         if one is None or not one.alive or not one.hears:
             return False
@@ -146,6 +165,12 @@ class FakeSystem:
             one.signals.append(signum)
             if signum == SIGKILL:  # Nobody has a choice about it.
                 self._end(one, Ending(signum=signum))
+
+    def memory_bytes(self, child: int) -> int | None:
+        return self.memory.get(child)
+
+    def answer(self, client: int, re: int, **fields: object) -> None:
+        self.answers.append((client, re, dict(fields)))
 
     def close(self) -> None:
         self.closed = True

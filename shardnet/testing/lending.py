@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from shardnet.catalogue.cells import WorkerCells
 from shardnet.errors import UsageError
 from shardnet.loop import EngineSelector
-from shardnet.metrics import WorkerCells
 from shardnet.server import private_cells
 from shardnet.watcher.engine import Engine
 

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 from shardnet.app import Handler, Kind
+from shardnet.catalogue.cells import WorkerCells
 from shardnet.connection import Connection, Limits
-from shardnet.metrics import WorkerCells
 from shardnet.server import private_cells
 from shardnet.testing.memory import MemoryEngine, MemoryListener, MemorySocket, joined, on_memory
 from shardnet.testing.serving import DRAIN_TIMEOUT_S, CollectingServer, note_errors, resolve_handler

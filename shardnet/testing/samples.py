@@ -47,6 +47,11 @@ class Samples:
             sums[of] = sums.get(of, 0.0) + value
         return sums
 
+    @property
+    def unasked_restarts(self) -> float:
+        """Workers that ended without being asked to: not by a reload, an operator, or for their age or size."""
+        return sum(self.total("shard_restarts_total", reason=reason) for reason in ("crash", "signal", "hang"))
+
     def went_backwards(self, before: Samples) -> list[str]:
         """Counters that are smaller than in an earlier scrape, or gone."""
         wrong = []

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from shardnet.app import App, Handler, Kind, resolve
+from shardnet.catalogue.cells import WorkerCells
 from shardnet.connection import Connection, Limits, Shard
 from shardnet.errors import UsageError
 from shardnet.log import get_logger
-from shardnet.metrics import WorkerCells
 from shardnet.server import Server
 from shardnet.testing.lending import lent_engine
 from shardnet.watcher.engine import Engine

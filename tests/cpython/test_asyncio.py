@@ -31,6 +31,7 @@ from tests.cpython.loop import BothEnds, ServingLoop, ServingPolicy
 from tests.cpython.workerloop import WorkerLoop, WorkerPolicy
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     # Upstream threads are joined without a limit, so that a test which fails in time may not end at all; and some tests
