@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -27,6 +28,20 @@ AT_ONCE_S: Final = 2.0
 ORPHAN_GRACE_S: Final = 2.0  # How long workers go on accepting when their supervisor has died.
 SLOW_CHUNK_BYTES: Final = 16 * 1024
 SMALL_REPLY_BYTES: Final = 100
+SIGNALS_ITSELF: Final = """
+import asyncio, concurrent.futures, signal
+
+class Executor(concurrent.futures.ThreadPoolExecutor):
+    def shutdown(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGHUP)
+        super().shutdown(*args, **kwargs)
+        print("has been signalled", flush=True)
+
+async def handler(conn):
+    asyncio.get_running_loop().set_default_executor(Executor())
+    async for line in conn:
+        await conn.send(line)
+"""
 
 
 class Gate:
@@ -263,3 +278,17 @@ def test_orphans_cut_what_is_not_done_when_the_drain_timeout_has_passed() -> Non
         server.signal(signal.SIGKILL)
         assert wait_gone(processes, ORPHAN_GRACE_S + 1.0 + 3.0) == []
         assert can_bind(*server.address)
+
+
+def test_signal_in_the_last_moment_of_a_worker_goes_by_in_silence(tmp_path: Path) -> None:
+    """asyncio closes the socket that signals write to, and only then says so: a signal in between, as that of the timer
+    for slow turns, had Python print a traceback. Here it comes while the loop closes its executor, which is in between.
+    """
+    (tmp_path / "signalled.py").write_text(SIGNALS_ITSELF)
+    with ShardedServer("signalled:handler", workers=1, options=["--app-dir", str(tmp_path)]) as server:
+        server.wait_serving()
+        with Client(server.address) as client:
+            assert client.ask(b"hello") == b"hello"
+        server.stop()
+        assert "has been signalled" in server.output.lines()
+        assert not [line for line in server.output.lines() if "Exception ignored" in line]
