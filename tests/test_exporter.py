@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import socket
 import time
@@ -33,6 +34,7 @@ from shardnet.catalogue.cells import (
 )
 from shardnet.catalogue.families import CONNECTIONS_ACTIVE, EVERY, LISTEN_DROPS, LISTEN_OVERFLOWS, SHARD_STATES
 from shardnet.control import ControlEndpoint, pair
+from shardnet.exporter import processes
 from shardnet.exporter.exporter import Exporter, run_exporter
 from shardnet.exporter.http_pages import Request, Response
 from shardnet.exporter.reception import CLIENTS_MAX
@@ -143,6 +145,26 @@ def test_metrics_show_every_cell_of_the_board(scene: Scene, accept: str) -> None
     for metric in EVERY:
         if metric not in (LISTEN_OVERFLOWS, LISTEN_DROPS) and not metric.name.startswith("shardnet_process_"):
             assert names & {metric.name, f"{metric.name}_bucket"}, metric
+
+
+def test_what_takes_long_to_count_is_counted_when_a_scrape_has_been_answered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "WEIGH_S", 0.0)
+    scene.supervisor.publish_pid(os.getpid())
+    exporter = Exporter(scene.board, version="1.2.3", engine="python")
+
+    def open_files() -> int:
+        text = exporter.respond(Request("/metrics", {})).body.decode()
+        found = re.search(r'^shardnet_process_open_fds\{shard="exporter"\} (\d+)$', text, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    before = open_files()
+    with open(os.devnull), open(os.devnull):  # noqa: PTH123
+        assert open_files() == before
+        exporter.afterwards()
+        assert open_files() >= before + 2
 
 
 def test_metrics_say_what_is_running_and_since_when(scene: Scene) -> None:

@@ -167,6 +167,21 @@ def test_pages_go_on_after_a_method_that_they_do_not_serve() -> None:
     run(test)
 
 
+def test_pages_say_when_each_answer_has_been_sent() -> None:
+    happened: list[str] = []
+
+    def respond(request: Request) -> Response:
+        happened.append(request.path)
+        return echo(request)
+
+    async def test(server: PageServer) -> None:
+        request = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+        await converse(server, request % 1, request % 2, eof=True)
+        assert happened == ["/1", "sent", "/2", "sent"]
+
+    run(test, HttpPages(respond, lambda: happened.append("sent")))
+
+
 def test_pages_let_an_error_of_their_maker_through() -> None:
     def fail(request: Request) -> Response:
         raise OSError("ours, not the client's")

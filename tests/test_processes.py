@@ -127,7 +127,7 @@ def test_row_that_has_changed_hands_meanwhile_is_left_alone(board: Board) -> Non
         assert cpu_s(board, "0") > 0
 
 
-def test_memory_is_not_counted_at_each_look(board: Board) -> None:
+def test_memory_is_counted_between_looks_and_not_at_each(board: Board) -> None:
     processes = Processes(board, os.getpid())
     with busy_process() as process:
         claim(board, process.pid)
@@ -140,7 +140,9 @@ def test_memory_is_not_counted_at_each_look(board: Board) -> None:
         claim(board, process.pid, incarnation=2, shard=1)
         opened = value(processes.look(now_s), PROCESS_OPEN_FDS, EXPORTER)
         with open(os.devnull), open(os.devnull):  # noqa: PTH123
-            assert value(processes.look(now_s + WEIGH_S / 2), PROCESS_OPEN_FDS, EXPORTER) == opened
+            processes.weigh(now_s + WEIGH_S / 2)
+            assert value(processes.look(now_s + WEIGH_S), PROCESS_OPEN_FDS, EXPORTER) == opened
+            processes.weigh(now_s + WEIGH_S)
             assert value(processes.look(now_s + WEIGH_S), PROCESS_OPEN_FDS, EXPORTER) >= opened + 2
 
 

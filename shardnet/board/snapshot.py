@@ -31,16 +31,19 @@ class Role(enum.IntEnum):
 class Labels(str):
     """Names and values of labels as expositions write them, sorted by name: `listener="127.0.0.1:9000",shard="0"`.
 
-    A string, because that is what a scrape wants of it thousands of times. `pairs` has the values as they are.
+    A string, because that is what a scrape wants of it thousands of times. `braced` is what stands behind a metric's
+    name: nothing when there are no labels. `pairs` has the values as they are.
     """
 
-    __slots__ = ("pairs",)
+    __slots__ = ("braced", "pairs")
+    braced: str
     pairs: Mapping[str, str]
 
     @classmethod
     def of(cls, pairs: Mapping[str, str]) -> Labels:
         ordered = dict(sorted(pairs.items()))
         labels = cls(",".join(f'{name}="{_escaped(value)}"' for name, value in ordered.items()))
+        labels.braced = f"{{{labels}}}" if labels else ""
         labels.pairs = ordered
         return labels
 

@@ -63,6 +63,10 @@ class Collector:
         """A scrape took so long: the next one tells."""
         self._took_s = took_s
 
+    def prepare(self) -> None:
+        """Do what takes a while, for the next scrape."""
+        self._processes.weigh(time.monotonic())
+
     def _beside(self, snapshot: Snapshot) -> Iterator[Family]:
         build = self._build
         yield Family(BUILD, {Labels.of({"version": build.version, "python": build.python, "engine": build.engine}): 1})

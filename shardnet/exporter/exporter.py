@@ -77,6 +77,7 @@ class Exporter:
         self._collector = Collector(board, Build(version, platform.python_version(), engine), os.getpid())
         self._guard = Guard(options, log or get_logger("exporter"))
         self._ready_min_shards = options.ready_min_shards
+        self._scraped = False  # Since `afterwards`.
         self._pages: dict[str, Callable[[Request], Response]] = {
             "/metrics": self._metrics,
             "/livez": self._livez,
@@ -106,7 +107,14 @@ class Exporter:
             body = gzip.compress(body, GZIP_LEVEL)
             headers.append(("Content-Encoding", "gzip"))
         self._collector.note_scrape(time.monotonic() - begun_s)
+        self._scraped = True
         return Response(http.HTTPStatus.OK, content_type, body, tuple(headers))
+
+    def afterwards(self) -> None:
+        """An answer is with the kernel: after a scrape, do what need not be done while somebody waits."""
+        if self._scraped:
+            self._scraped = False
+            self._collector.prepare()
 
     def _livez(self, _: Request) -> Response:
         return _json(liveness(self._board.snapshot(), time.monotonic_ns()))
@@ -127,7 +135,7 @@ def run_exporter(seat: ExporterSeat, *, version: str, engine: str, options: Expo
     reopen()  # The log files: what the supervisor had open is closed here.
     log = get_logger("exporter", pid=os.getpid())
     exporter = Exporter(seat.board, version=version, engine=engine, options=options, log=log)
-    reception = Reception(HttpPages(exporter.respond), _certificates(options.tls, log), log)
+    reception = Reception(HttpPages(exporter.respond, exporter.afterwards), _certificates(options.tls, log), log)
     memory, cells = private_cells(listener_count=1)
     turns = Engine(SWAP_SIZE_BYTES, memory)
     loop = new_loop(turns)

@@ -52,9 +52,7 @@ def _samples(family: Family) -> Iterable[str]:
     match kind:
         case Kind.COUNTER | Kind.GAUGE:
             return [
-                f"{name}{{{labels}}} {value if type(value) is int else _number(value)}"
-                if labels
-                else f"{name} {_number(value)}"
+                f"{name}{labels.braced} {value if type(value) is int else _number(value)}"
                 for labels, value in family.values.items()
             ]
         case Kind.HISTOGRAM:
@@ -76,9 +74,8 @@ def _histogram(family: Family) -> Iterator[str]:
     name, buckets = family.metric.name, family.metric.buckets
     for labels, distribution in family.distributions.items():
         yield from map(str.__add__, _before_buckets(name, labels, buckets), map(str, accumulate(distribution.counts)))
-        braced = f"{{{labels}}}" if labels else ""
-        yield f"{name}_count{braced} {distribution.count}"
-        yield f"{name}_sum{braced} {_number(distribution.total)}"
+        yield f"{name}_count{labels.braced} {distribution.count}"
+        yield f"{name}_sum{labels.braced} {_number(distribution.total)}"
 
 
 @functools.lru_cache(maxsize=HISTOGRAMS_CACHED)

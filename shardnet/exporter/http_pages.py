@@ -72,7 +72,8 @@ class Response:
 
 
 class HttpPages:
-    """Answers requests with what `respond` makes of them. GET and HEAD are all the same to it.
+    """Answers requests with what `respond` makes of them. GET and HEAD are all the same to it. `afterwards` is called
+    when an answer is with the kernel, or nobody wants it any more.
 
     `serve` is for any number of connections at a time, in one thread.
     """
@@ -80,11 +81,13 @@ class HttpPages:
     def __init__(
         self,
         respond: Callable[[Request], Response],
+        afterwards: Callable[[], object] = lambda: None,
         *,
         deadline_s: float = DEADLINE_S,
         idle_max_s: float = IDLE_MAX_S,
     ) -> None:
         self._respond = respond
+        self._afterwards = afterwards
         self._deadline_s = deadline_s
         self._idle_max_s = idle_max_s
 
@@ -124,6 +127,8 @@ class HttpPages:
         except OSError:
             client.abort()  # Closed politely, it would keep the answer in memory until the client has read it.
             return False
+        finally:
+            self._afterwards()
         return conversation.our_state is h11.DONE and conversation.their_state is h11.DONE
 
     async def _receive(self, conversation: h11.Connection, client: Client) -> h11.Request | None:

@@ -2,7 +2,8 @@
 
 What counts upwards is written to the board, into cells of the process's own row that nobody else writes: when a worker
 has ended, it is kept like all that the worker had counted. What does not is told as it is. The memory of a process, and
-its descriptors where there are many, take the kernel a while to count, so each is counted every ten seconds at most.
+its descriptors where there are many, take the kernel a while to count, so each is counted every ten seconds at most,
+and while nobody waits: after the answer.
 
 Lives here: looking, and where it is written. Must not live here: formats, and what else a scrape tells.
 """
@@ -37,7 +38,7 @@ from shardnet.memory import proportional_bytes
 __all__ = ["Processes", "listen_failures"]
 
 WEIGH_S: Final = 10.0
-WEIGHED_PER_LOOK_MAX: Final = 8  # Of those that were weighed before: the others have to wait for the next look.
+WEIGHED_MAX: Final = 8  # The others have to wait for the next time.
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 PROC_MAX_BYTES: Final = 8192
@@ -71,7 +72,7 @@ class Processes:
 
     def look(self, now_s: float) -> list[Family]:
         """Look at everyone who has a row, and at the exporter: the families that are not on the board. `now_s` is on
-        the monotonic clock."""
+        the monotonic clock. Who is new is weighed too."""
         seen: dict[tuple[int, str, int], _Seen] = {}
         for occupant, shard, pid in self._everyone():
             key = (occupant.row, shard, pid)
@@ -81,13 +82,16 @@ class Processes:
                 _look_at(one, row)
                 seen[key] = one
         self._seen = seen
-        due = sorted((one for one in seen.values() if now_s - one.weighed_s >= WEIGH_S), key=lambda one: one.weighed_s)
-        new = sum(one.open_fds is None for one in due)
-        for one in due[: max(new, WEIGHED_PER_LOOK_MAX)]:
-            with contextlib.suppress(psutil.Error, OSError):
-                _weigh(one)
-                one.weighed_s = now_s
+        for one in seen.values():
+            if one.open_fds is None:
+                _weigh(one, now_s)
         return self._families()
+
+    def weigh(self, now_s: float) -> None:
+        """Weigh some of those that were last seen, if it is time: the next look tells."""
+        due = [one for one in self._seen.values() if now_s - one.weighed_s >= WEIGH_S]
+        for one in sorted(due, key=lambda one: one.weighed_s)[:WEIGHED_MAX]:
+            _weigh(one, now_s)
 
     def _everyone(self) -> Iterator[tuple[Occupant, str, int]]:
         for occupant in self._board.occupants():
@@ -153,11 +157,13 @@ def _read(pid: int, name: str) -> bytes:
         os.close(fd)
 
 
-def _weigh(one: _Seen) -> None:
-    one.max_fds = one.process.rlimit(resource.RLIMIT_NOFILE)[0]
-    # Since Linux 6.2 the directory's size is how many there are.
-    one.open_fds = Path(f"/proc/{one.process.pid}/fd").stat().st_size or one.process.num_fds()
-    one.proportional_bytes = proportional_bytes(one.process.pid)
+def _weigh(one: _Seen, now_s: float) -> None:
+    one.weighed_s = now_s
+    with contextlib.suppress(psutil.Error, OSError):
+        one.max_fds = one.process.rlimit(resource.RLIMIT_NOFILE)[0]
+        # Since Linux 6.2 the directory's size is how many there are.
+        one.open_fds = Path(f"/proc/{one.process.pid}/fd").stat().st_size or one.process.num_fds()
+        one.proportional_bytes = proportional_bytes(one.process.pid)
 
 
 def _sums(metric: Metric, parts: list[tuple[str, int | None]]) -> Family:
