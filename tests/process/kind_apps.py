@@ -1,7 +1,8 @@
 """Echoes of every kind, and apps with a lifespan, for the process tests.
 
 Asked with `count` (a line), an echo says how many connections its worker has in memory, dead ones included, and does
-without the garbage collector. Asked with `collect`, it runs that, which also empties the free lists of Python's own.
+without the garbage collector. Asked with `blocks`, it runs that, which also empties the free lists of Python's own, and
+says how many blocks of memory Python's allocator has handed out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,8 +21,9 @@ BUFFER_BYTES = 10_000
 
 def answer(data: bytes) -> bytes:
     gc.disable()
-    if data == b"collect\n":
+    if data == b"blocks\n":
         gc.collect()
+        return b"%d\n" % sys.getallocatedblocks()
     if data != b"count\n":
         return data
     return b"%d\n" % sum(isinstance(thing, Connection) for thing in gc.get_objects())
