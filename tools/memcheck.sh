@@ -22,8 +22,8 @@ fi
 
 # `build/` beside it stays, so that only what has changed is compiled.
 mkdir -p "$copy"
-rm -rf "$copy/shardnet" "$copy/tests" "$copy/_build"
-cp -R shardnet tests _build examples docs pyproject.toml README.md "$copy"
+rm -rf "$copy/shardnet" "$copy/tests" "$copy/_build" "$copy/bench"
+cp -R shardnet tests _build bench examples docs pyproject.toml README.md "$copy"
 cd "$copy"
 find shardnet -name '*.so' -delete
 rm -f shardnet/_compiled.*.txt
