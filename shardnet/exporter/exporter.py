@@ -77,7 +77,6 @@ class Exporter:
         self._collector = Collector(board, Build(version, platform.python_version(), engine), os.getpid())
         self._guard = Guard(options, log or get_logger("exporter"))
         self._ready_min_shards = options.ready_min_shards
-        self._scraped = False  # Since `afterwards`.
         self._pages: dict[str, Callable[[Request], Response]] = {
             "/metrics": self._metrics,
             "/livez": self._livez,
@@ -107,14 +106,11 @@ class Exporter:
             body = gzip.compress(body, GZIP_LEVEL)
             headers.append(("Content-Encoding", "gzip"))
         self._collector.note_scrape(time.monotonic() - begun_s)
-        self._scraped = True
         return Response(http.HTTPStatus.OK, content_type, body, tuple(headers))
 
     def afterwards(self) -> None:
-        """An answer is with the kernel: after a scrape, do what need not be done while somebody waits."""
-        if self._scraped:
-            self._scraped = False
-            self._collector.prepare()
+        """An answer is with the kernel: do what need not be done while somebody waits."""
+        self._collector.prepare()
 
     def _livez(self, _: Request) -> Response:
         return _json(liveness(self._board.snapshot(), time.monotonic_ns()))
