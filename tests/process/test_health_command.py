@@ -43,7 +43,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    """Free on every address: there may be connections that rest on others than the one asked for."""
+    with socket.socket() as free:
+        free.bind(("", 0))
         port: int = free.getsockname()[1]
     return port
 
